@@ -1,0 +1,1325 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy>=2.0", "pillow>=10"]
+# ///
+"""Forward-Forward against backprop on CIFAR-10, with locally-connected layers.
+
+Trains the same stack of locally-connected ReLU layers (no weight sharing) twice:
+with Hinton's Forward-Forward algorithm (FF, arXiv:2212.13345), where each layer
+learns by itself to give images with their true label a high goodness mean(h^2) and
+images with a wrong label a low one; and with backpropagation (BP) through a softmax.
+
+    python3 ff_cifar_locally_connected.py --bp-baseline --full-test --save model.npz
+"""
+
+import argparse
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import math
+import os
+import platform
+import re
+import ssl
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# The layers share their tiles out to threads of their own (see Threads below), so a
+# matrix product must stay on one core. BLAS reads these when numpy is first imported.
+for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
+    os.environ[f"{_blas}_THREADS"] = "1"
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+
+# ---------------------------------------------------------------- constants
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+CLASSES += ("dog", "frog", "horse", "ship", "truck")
+N_CLASSES = len(CLASSES)
+N_TRAIN, N_TEST = 50_000, 10_000
+IMAGE_SHAPE = SIDE, _, DEPTH = 32, 32, 3
+CIFAR_MEAN = np.float32([0.4914, 0.4822, 0.4465])  # per channel, of the training set
+
+LABEL_ROWS, LABEL_LEN = 3, N_CLASSES  # the label block, in the top left corner
+LABEL_ON, LABEL_OFF = 1.0, -1.0
+
+RECEPTIVE_FIELDS = 11, 5, 5  # side of layer i's receptive fields
+CHANNELS = 8  # units at each position
+
+# Two public sources of the same 60,000 images; the digest decides for both.
+TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
+CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
+
+TIMEOUT = 10.0  # seconds without a single byte from a server
+FLOOR_SPEED, FLOOR_SECONDS = 200e3, 10.0  # bytes/s, judged over this many seconds
+RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
+MAX_ARCHIVE = 400_000_000  # bytes, downloaded or unpacked; the real ones have < 190e6
+MAX_PNG = 20_000  # bytes read of one image; the real ones have about 2,300
+
+
+class RunError(Exception):
+    """A failure the user can mend; its text is the one line that is printed."""
+
+
+def say(line):
+    """Tell the user something about the run that is not a result (to stderr)."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_progress(text):
+    """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
+    if sys.stderr.isatty():
+        end = "" if text else "\r"
+        print(f"\r{text:<78}", end=end, file=sys.stderr, flush=True)
+
+
+def save_npz(path, arrays):
+    """Write an uncompressed .npz: whole at `path`, or nothing, and `path` as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+# --------------------------------------------------------------------- data
+
+
+def load_cifar10(cache_dir=None):
+    """CIFAR-10 in Toronto's order, from the cache, an archive at hand or the network.
+
+    Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
+    test_y (10000,), all uint8. The cache folder is `cache_dir`, else
+    $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
+    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises RunError.
+    """
+    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
+    folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
+    cached = folder / "cifar10.npz"
+    tried = []
+    try:
+        for source, read in (
+            (cached, read_npz),
+            (folder / "cifar-10-binary.tar.gz", read_toronto),
+            (folder / "cifar10.zip", read_kaggle),
+            (TORONTO_URL, read_toronto),
+            (KAGGLE_URL, read_kaggle),
+        ):
+            if isinstance(source, Path) and not source.exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                arrays = read_source(source, read, folder)
+            except RunError as error:
+                tried.append(str(error))
+                say(f"gave up on {error}")
+                continue
+            if source != cached:
+                save_npz(cached, arrays)
+            return tuple(arrays[name] for name in ARRAYS)
+    except OSError as error:
+        raise RunError(
+            f"cannot use the cache folder {folder}: {error}; choose another with "
+            "--cache-dir"
+        ) from error
+    raise RunError(
+        f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
+        f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
+    )
+
+
+def read_source(source, read, folder):
+    """The arrays that read(file) finds in a file or at a URL, checked; or RunError."""
+    # A temporary file without a name is gone even when the process is killed.
+    is_file = isinstance(source, Path)
+    with open(source, "rb") if is_file else tempfile.TemporaryFile(dir=folder) as file:
+        if not is_file:
+            download(source, file)
+        try:
+            return check_digest(read(file))
+        except Exception as error:  # parsers raise anything on damaged bytes
+            raise RunError(f"{source}: {error or type(error).__name__}") from error
+
+
+ARRAYS = "train_x", "train_y", "test_x", "test_y"
+
+
+def check_digest(arrays):
+    """`arrays` if they are CIFAR-10 to the last bit; else ValueError."""
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        digest.update(np.ascontiguousarray(arrays[name], np.uint8))
+    if digest.hexdigest() != CIFAR_SHA256:
+        raise ValueError(
+            f"expected CIFAR-10 with SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
+        )
+    return arrays
+
+
+def read_npz(file):
+    """The arrays of an uncompressed .npz file; nothing is unpickled."""
+    with np.load(file, allow_pickle=False) as archive:
+        members = archive.zip.infolist()
+        if any(m.file_size != m.compress_size for m in members):
+            raise ValueError("expected an uncompressed .npz file")
+        return {name: archive[name] for name in archive.files}
+
+
+class Bounded(io.RawIOBase):
+    """Reads `file`, but no more than `limit` bytes: a bomb ends in a ValueError."""
+
+    def __init__(self, file, limit):
+        self.file, self.left = file, limit
+
+    def read(self, size=-1):
+        data = self.file.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"unpacks to more than {MAX_ARCHIVE} bytes")
+        return data
+
+
+def read_toronto(file):
+    """The arrays in Toronto's pickle-free archive: label byte, then R, G, B planes."""
+    batches = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    wanted = [f"cifar-10-batches-bin/{batch}" for batch in batches]
+    expected = {name: N_TRAIN // 5 * (1 + SIDE * SIDE * DEPTH) for name in wanted[:5]}
+    expected[wanted[5]] = N_TEST * (1 + SIDE * SIDE * DEPTH)
+    found = {}
+    unpacked = Bounded(gzip.GzipFile(fileobj=file), MAX_ARCHIVE)
+    with tarfile.open(fileobj=unpacked, mode="r|") as archive:
+        for member in archive:
+            name = member.name
+            if name not in expected:
+                continue
+            if not member.isreg() or name in found or member.size != expected[name]:
+                raise ValueError(f"{name} is not one file of {expected[name]} bytes")
+            found[name] = np.frombuffer(archive.extractfile(member).read(), np.uint8)
+    if missing := set(expected) - set(found):
+        raise ValueError(f"expected 6 batches, without {min(missing)}")
+
+    def images_and_labels(names):
+        records = np.concatenate([found[name] for name in names])
+        records = records.reshape(-1, 1 + DEPTH * SIDE * SIDE)
+        planes = records[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
+        images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+        return images, records[:, 0].copy()
+
+    parts = *images_and_labels(wanted[:5]), *images_and_labels(wanted[5:])
+    return dict(zip(ARRAYS, parts, strict=True))
+
+
+def read_kaggle(file):
+    """The arrays in Kaggle's ImageFolder: .../train/frog/<index>_frog.png and so on."""
+    name = re.compile(rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png")
+    arrays = {}
+    for split, count in (("train", N_TRAIN), ("test", N_TEST)):
+        arrays[split] = np.empty((count, *IMAGE_SHAPE), np.uint8)
+        arrays[f"{split}_y"] = np.full(count, 255, np.uint8)
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            match = name.fullmatch(member.filename)
+            if not match:
+                continue
+            split, label, index = match[1], CLASSES.index(match[2]), int(match[3])
+            labels = arrays[f"{split}_y"]
+            if index >= len(labels) or labels[index] != 255:
+                raise ValueError(f"{member.filename}: index is out of range or twice")
+            png = io.BytesIO(archive.open(member).read(MAX_PNG))
+            with Image.open(png, formats=["PNG"]) as image:
+                if (*image.size, image.mode) != (SIDE, SIDE, "RGB"):
+                    raise ValueError(f"{member.filename} is not 32x32 RGB")
+                arrays[split][index] = image
+            labels[index] = label
+    for split in ("train", "test"):
+        if missing := np.count_nonzero(arrays[f"{split}_y"] == 255):
+            raise ValueError(f"{missing} images of {split} are missing")
+    return dict(zip(ARRAYS, arrays.values(), strict=True))
+
+
+class SecureRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"redirects from https to {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url, file):
+    """Fetch the archive at `url` into the open `file`.
+
+    A dropped connection is tried again after RETRY_WAITS; a source that answers an
+    error, something else, too much, or too slowly is given up: RunError.
+    """
+    for wait in (*RETRY_WAITS, None):
+        file.seek(0)
+        file.truncate()
+        try:
+            opener = urllib.request.build_opener(SecureRedirect)
+            with opener.open(url, timeout=TIMEOUT) as response:
+                return copy_response(response, file)
+        except (urllib.error.URLError, ValueError) as error:
+            raise RunError(f"{url}: {error}") from error
+        except TimeoutError as error:
+            raise RunError(f"{url}: no byte in {TIMEOUT:g} s") from error
+        except (ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
+            problem = f"{url}: {error or type(error).__name__}"
+            if wait is None:
+                raise RunError(problem) from error
+            say(f"{problem}; trying again in {wait:g} s")
+            time.sleep(wait)
+        finally:
+            show_progress("")
+
+
+def copy_response(response, file):
+    """Copy an HTTP response's body into `file`, checked and with progress shown."""
+    total = int(response.headers.get("Content-Length") or 0)
+    start = last = time.monotonic()
+    done = done_at_last = 0
+    while data := response.read1(1 << 16):
+        if done == 0 and data[:2] not in (b"\x1f\x8b", b"\x1f", b"PK", b"P"):
+            raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
+        file.write(data)
+        done += len(data)
+        if done > MAX_ARCHIVE:
+            raise ValueError(f"more than {MAX_ARCHIVE} bytes")
+        now = time.monotonic()
+        rate = done / max(now - start, 1e-3)
+        left = f", {(total - done) / rate:.0f} s left" if total else ""
+        show_progress(
+            f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s{left}"
+        )
+        if now - last > FLOOR_SECONDS:
+            if done - done_at_last < FLOOR_SPEED * (now - last):
+                raise ValueError(f"slower than {FLOOR_SPEED / 1e3:g} kB/s")
+            last, done_at_last = now, done
+    if done < total or done == 0:
+        raise ConnectionError(f"closed after {done} of {total or 'unknown'} bytes")
+
+
+def make_synthetic(seed=0):
+    """A stand-in for CIFAR-10 that needs no network: noisy coloured gratings.
+
+    Class k is a grating of orientation 18k degrees with a random phase, period and
+    pair of colours. Returns arrays of the shapes and types of load_cifar10.
+    """
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+
+    def images_and_labels(count):
+        labels = rng.integers(0, N_CLASSES, count).astype(np.uint8)
+        images = np.empty((count, *IMAGE_SHAPE), np.uint8)
+        for part in np.array_split(np.arange(count), max(1, count // 1000)):
+            angle = (np.pi / N_CLASSES * labels[part])[:, None, None]
+            period, phase = rng.uniform([[5], [0]], [[9], [1]], (2, len(part)))
+            along = row * np.sin(angle) + column * np.cos(angle)
+            cycles = along / period[:, None, None] + phase[:, None, None]
+            wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles.astype(np.float32))
+            dark, light = rng.uniform(
+                [[[0]], [[120]]], [[[135]], [[255]]], (2, len(part), 3)
+            )[:, :, None, None]
+            pixels = dark + (light - dark) * wave[..., None]
+            pixels += 20 * rng.standard_normal(pixels.shape, dtype=np.float32)
+            images[part] = pixels.clip(0, 255)
+        return images, labels
+
+    return *images_and_labels(N_TRAIN), *images_and_labels(N_TEST)
+
+
+# ------------------------------------------------------------------ threads
+# numpy lets go of the interpreter while it computes, so plain threads are enough.
+# Each piece of work writes what no other piece touches: the results do not depend on
+# the number of threads.
+
+
+def count_threads():
+    """$OMP_NUM_THREADS, else the cores this process may use, but no more than 8."""
+    if setting := os.environ.get("OMP_NUM_THREADS", ""):
+        return int(setting) if setting.isdecimal() and int(setting) > 0 else 1
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
+THREADS = count_threads()
+POOL = ThreadPoolExecutor(max(1, THREADS - 1))
+
+
+def parallel(work, count):
+    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
+
+    indices, lock = iter(range(count)), threading.Lock()
+
+    def share():
+        while True:
+            with lock:
+                i = next(indices, None)
+            if i is None:
+                return
+            work(i)
+
+    others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    share()
+    for other in others:
+        other.result()
+
+
+_scratch = threading.local()
+
+
+def scratch(name, *shape):
+    """A float32 array of this thread for passing use, the same at every call.
+
+    Fresh memory costs more in page faults than the arithmetic that fills it.
+    """
+    arrays = _scratch.__dict__
+    if (name, shape) not in arrays:
+        arrays[name, shape] = np.empty(shape, np.float32)
+    return arrays[name, shape]
+
+
+# ----------------------------------------------------------- label encoding
+
+
+# Spread out over an image, as a subtraction of 3 numbers at a time is ten times slower.
+MEAN_IMAGE = np.tile(CIFAR_MEAN, (SIDE, SIDE, 1))
+
+
+def normalise(images):
+    """uint8 (..., H, W, 3) -> float32 x/255 - CIFAR_MEAN."""
+    return np.multiply(images, np.float32(1 / 255), dtype=np.float32) - MEAN_IMAGE
+
+
+def encode_labels(pixels, labels):
+    """Write the label block of each of `labels` (...) into `pixels` (..., H, W, 3).
+
+    The block is LABEL_OFF but for the label's column, which is LABEL_ON. In place.
+    """
+    block = np.where(np.eye(N_CLASSES, dtype=bool), LABEL_ON, LABEL_OFF)[labels]
+    pixels[..., :LABEL_ROWS, :LABEL_LEN, :] = block[..., None, :, None]
+    return pixels
+
+
+# --------------------------------------------------------------------- Adam
+
+
+class Parameter:
+    """An array that is learned, and the two moments that Adam keeps of its gradient."""
+
+    def __init__(self, value):
+        self.value = value
+        self.m = np.zeros_like(value)
+        self.v = np.zeros_like(value)
+
+
+class Adam:
+    """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one slice at a time, in place.
+
+    m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are
+    folded into two scalars, which leaves ten passes over arrays that fit the cache.
+    """
+
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+    def __init__(self, learning_rate):
+        self.learning_rate = learning_rate
+        self.steps = 0
+
+    def begin_step(self):
+        """Count a step; the updates that follow belong to it."""
+        self.steps += 1
+        m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
+        v_scale = math.sqrt((1 - self.BETA2) / (1 - self.BETA2**self.steps))
+        self.rate = np.float32(self.learning_rate * m_scale / v_scale)
+        self.epsilon = np.float32(self.EPSILON / v_scale)
+
+    def update(self, parameter, gradient, part=...):
+        """Move parameter.value[part] against `gradient`, which is overwritten."""
+        value, m, v = parameter.value[part], parameter.m[part], parameter.v[part]
+        if self.steps % 128 == 0:
+            # Moments of dead units decay into denormal numbers, which are very slow.
+            m[np.abs(m) < 1e-32] = 0
+            v[v < 1e-32] = 0
+        m *= np.float32(self.BETA1)
+        m += gradient
+        v *= np.float32(self.BETA2)
+        v += np.square(gradient, out=gradient)
+        step = np.sqrt(v, out=gradient)
+        step += self.epsilon
+        np.divide(m, step, out=step)
+        step *= self.rate
+        value -= step
+
+
+# ---------------------------------------------------- the locally-connected layer
+# Axes: B images, P passes (one label each: the positive and the negative pass, or the
+# ten labels of a prediction), T x T tiles, K inputs of a tile, N outputs of a tile.
+#
+# Tiles. Positions are taken 2 x 2 at a time (one at a time where the map's side is
+# odd). A tile reads the union of its fields, (R+1) x (R+1) x C_in inputs, and one
+# matrix product per tile, (T, B, K) @ (T, K, N) -> (T, B, N), computes all its units;
+# weights outside a unit's own field are zero and stay zero. That adds 19 % (layer 0)
+# and 44 % (layer 1) of arithmetic with zeros, and more than doubles the speed.
+#
+# What the passes share. The passes of an image differ only in the label block, which
+# reaches only the `corner`, the first tiles of the first rows, in layer 0 and, through
+# the units there, in layer 1. All other tiles see the same input x in each pass, up to
+# a scale: for FF, 1/rms of the pass. So W x is computed once, for the first pass, and
+# pass p takes relu(scale_p (W x) + b); the weight gradient, sum_p scale_p du_p x, is
+# one product of x with that sum. The other passes are computed in the corner only.
+# This is exact, as W (scale_p x) = scale_p (W x).
+
+ROWS_AT_ONCE = 2  # rows of tiles that a thread works on: long calls, yet cached data
+
+
+class LocallyConnected:
+    """relu(W x + b) with weights of its own at every position; stride 1, no padding.
+
+    in_side, in_depth: an input is (in_side, in_side, in_depth)
+    field: side R of the receptive fields; the output's side is in_side - R + 1
+    channels: units at each position, which all see the same field
+    differs: rows and columns of the input, from the top left, where passes differ
+    """
+
+    def __init__(self, rng, in_side, in_depth, field, channels, differs=(0, 0)):
+        self.in_side, self.in_depth = in_side, in_depth
+        self.field, self.channels = field, channels
+        self.side = in_side - field + 1
+        self.tile = 2 - self.side % 2  # positions in a tile, each way
+        self.tiles = self.side // self.tile  # tiles in the map, each way
+        self.window = field + self.tile - 1  # side of a tile's input
+        self.corner = [-(-min(d, self.side) // self.tile) for d in differs]
+        # Rows and columns of the input that the corner reads.
+        self.sees = [(c - 1) * self.tile + self.window if c else 0 for c in self.corner]
+
+        self.buffers = {}
+
+        tiles = self.tiles, self.tiles
+        K, N = self.window**2 * in_depth, self.tile**2 * channels
+        self.W = Parameter(np.zeros((*tiles, K, N), np.float32))
+        self.b = Parameter(np.zeros((*tiles, N), np.float32))
+        # Infinite second moments outside the fields: there Adam's steps are zero.
+        self.W.v[:] = np.inf
+        for _, v in self.fields(self.W.v):
+            v[:] = 0
+        for at, W in self.fields(self.W.value):  # He-normal
+            W[:] = rng.standard_normal(W.shape, np.float32)
+            W *= math.sqrt(2 / (field**2 * in_depth))
+
+    # From maps to tiles and back.
+
+    def fields(self, W):
+        """For each position in a tile: where it is in a map, and its part of W."""
+        t, w, r = self.tile, self.window, self.field
+        shape = *W.shape[:2], w, w, self.in_depth, t, t, self.channels
+        for i, j in np.ndindex(t, t):
+            at = np.s_[i::t, j::t]
+            yield at, W.reshape(shape)[:, :, i : i + r, j : j + r, :, i, j]
+
+    def tiled(self, maps):
+        """View of maps (..., T1*tile, T2*tile, C) as (T1, T2, ..., tile, tile, C)."""
+        *others, rows, columns, channels = maps.shape
+        t = self.tile
+        tiles = maps.reshape(*others, rows // t, t, columns // t, t, channels)
+        return np.moveaxis(tiles, (-5, -3), (0, 1))
+
+    def get_weights(self):
+        """W (side, side, R*R*C_in, channels), K in order row, column, channel; and b."""
+        K = self.field**2 * self.in_depth
+        W = np.empty((self.side, self.side, K, self.channels), np.float32)
+        b = np.empty((self.side, self.side, self.channels), np.float32)
+        for at, field in self.fields(self.W.value):
+            W[at] = field.reshape(W[at].shape)
+        self.tiled(b)[:] = self.b.value.reshape(self.tiled(b).shape)
+        return W, b
+
+    def set_weights(self, W, b):
+        """Take over weights of the shapes of get_weights()."""
+        for at, field in self.fields(self.W.value):
+            field[:] = W[at].reshape(field.shape)
+        self.b.value[:] = self.tiled(b).reshape(self.b.value.shape)
+
+    def n_parameters(self):
+        fan_in = self.field**2 * self.in_depth
+        return self.side**2 * self.channels * (fan_in + 1)
+
+    def maps(self, name, h):
+        """Activity in tiles (T1, T2, ..., N) as maps (..., T1*tile, T2*tile, C)."""
+        sides = [n * self.tile for n in h.shape[:2]]
+        maps = self.buffer(name, *h.shape[2:-1], *sides, self.channels)
+        tiled = self.tiled(maps)
+        tiled[:] = h.reshape(tiled.shape)
+        return maps
+
+    # Computation.
+
+    def buffer(self, name, *shape):
+        """A float32 array that stays with the layer; see scratch()."""
+        if (name, shape) not in self.buffers:
+            self.buffers[name, shape] = np.empty(shape, np.float32)
+        return self.buffers[name, shape]
+
+    def in_rows(self, work):
+        """Call work(rows) for slices that cover the rows of tiles, in all threads."""
+        starts = range(0, self.tiles, ROWS_AT_ONCE)
+        parallel(
+            lambda i: work(slice(starts[i], starts[i] + ROWS_AT_ONCE)), len(starts)
+        )
+
+    def gather(self, maps):
+        """View of the tiles' inputs: (..., H, W, C) -> (T, T, ..., R', R', C)."""
+        windows = sliding_window_view(maps, (self.window, self.window), (-3, -2))
+        windows = windows[..., :: self.tile, :: self.tile, :, :, :]
+        return np.moveaxis(windows, (-5, -4, -3), (0, 1, -1))
+
+    def forward(self, x, others=None, scale=None):
+        """The activity of all passes in tiles, (T, T, P, B, N).
+
+        x (B, in_side, in_side, in_depth): the input of the first pass
+        others (P-1, B, *self.sees, in_depth): that of the others, where they differ
+        scale (P, B): a factor for each pass's inputs
+        The array is written over by the next call; the inputs are kept for backward().
+        """
+        W, b = self.W.value, self.b.value
+        P, B, K = 1 if others is None else 1 + len(others), len(x), W.shape[2]
+        r, c = self.corner
+        windows = self.gather(x)
+        self.x = self.buffer("x", *W.shape[:2], B, K)
+        self.scale = scale
+        if P > 1 and r:
+            corner_windows = self.gather(others)
+            self.others = self.buffer("others", r, c, (P - 1) * B, K)
+        h = self.buffer("h", *W.shape[:2], P, B, b.shape[2])
+
+        def work(rows):
+            x, u = self.x[rows], h[rows]
+            x.reshape(windows[rows].shape)[:] = windows[rows]
+            np.matmul(x, W[rows], out=u[:, :, 0])
+            u[:, :, 1:] = u[:, :, :1]
+            if P > 1 and rows.start < r:
+                y = self.others[rows]
+                y.reshape(corner_windows[rows].shape)[:] = corner_windows[rows]
+                own = u[: len(y), :c, 1:]
+                own[:] = (y @ W[rows][: len(y), :c]).reshape(own.shape)
+            if scale is not None:
+                u *= scale[:, :, None]
+            u += b[rows, :, None, None]
+            np.maximum(u, 0, out=u)
+
+        self.in_rows(work)
+        return h
+
+    def weight_gradient(self, du, rows):
+        """The gradient of W[rows] (t, T, K, N), from du of these rows (t, T, P, B, N)."""
+        gradient = scratch("gradient", *self.W.value[rows].shape)
+        P = du.shape[2]
+        r, c = self.corner if P > 1 and rows.start < self.corner[0] else (0, 0)
+        if r:
+            y = self.others[rows]
+            r = len(y)
+            own = du[:r, :c, 1:].reshape(r, c, y.shape[2], -1)
+            corner = y.swapaxes(2, 3) @ own
+            du[:r, :c, 1:] = 0
+        total = du[:, :, 0] if P == 1 else du.sum(axis=2)
+        np.matmul(self.x[rows].swapaxes(2, 3), total, out=gradient)
+        if r:
+            gradient[:r, :c] += corner
+        return gradient
+
+    def backward(self, du, adam, factor=None, input_gradient=False):
+        """An Adam step of W and b, for the inputs of the last forward().
+
+        du (T, T, P, B, N), times factor (P, B) if given: the derivative of the loss by
+        the pre-activation. Returns the derivative by x where it is asked for (P = 1).
+        """
+        T, _, P, B, N = du.shape
+        factor = np.ones((P, B), np.float32) if factor is None else factor
+        scaled = factor if self.scale is None else factor * self.scale
+        if input_gradient:
+            strip = self.window, self.in_side, self.in_depth, B
+            strips = self.buffer("strips", T, *strip)
+
+        def work(rows):
+            d = du[rows]
+            db = factor.reshape(-1) @ d.reshape(*d.shape[:2], P * B, N)
+            if P > 1:
+                d = np.multiply(d, scaled[:, :, None], out=scratch("d", *d.shape))
+            gradient = self.weight_gradient(d, rows)
+            if input_gradient:
+                self.input_gradient(d[:, :, 0], rows, strips[rows])
+            adam.update(self.W, gradient, rows)
+            adam.update(self.b, db, rows)
+
+        self.in_rows(work)
+        if not input_gradient:
+            return None
+        t, w = self.tile, self.window
+        dx = np.zeros((self.in_side, *strips.shape[2:]), np.float32)
+        for i, strip in enumerate(strips):
+            dx[t * i : t * i + w] += strip
+        return np.moveaxis(dx, 3, 0)
+
+    def input_gradient(self, du, rows, strips):
+        """Sum W du, du (t, T, B, N), over each row of tiles in its strip of the input."""
+        t, w = self.tile, self.window
+        W = self.W.value[rows]
+        dx = scratch("dx", *W.shape[:3], du.shape[2])
+        np.matmul(W, du.swapaxes(2, 3), out=dx)
+        dx = dx.reshape(*W.shape[:2], w, w, self.in_depth, -1)
+        strips[:] = 0
+        for j in range(W.shape[1]):
+            strips[:, :, t * j : t * j + w] += dx[:, j]
+
+
+def make_layers(rng, n_layers, channels, label_block):
+    """The stack; with `label_block`, its passes differ in their label blocks."""
+    layers, side, depth = [], SIDE, DEPTH
+    for i in range(n_layers):
+        # Units beyond the block's rows and columns miss it, in layers 0 and 1. From
+        # layer 2 on, inputs differ everywhere: each pass had its own scale and bias.
+        differs = (LABEL_ROWS, LABEL_LEN) if i < 2 else (side, side)
+        differs = differs if label_block else (0, 0)
+        field = RECEPTIVE_FIELDS[i]
+        layers.append(LocallyConnected(rng, side, depth, field, channels, differs))
+        side, depth = layers[-1].side, channels
+    return layers
+
+
+# ---------------------------------------------------------- Forward-Forward
+
+
+def goodness(h):
+    """mean(h^2) over a layer's units (section 2): (T, T, P, B, N) -> (P, B)."""
+    units = h.shape[0] * h.shape[1] * h.shape[4]
+    return np.vecdot(h, h).sum(axis=(0, 1)) / units
+
+
+class ForwardForward:
+    """Layers that each learn, alone, a goodness above threshold for the true label."""
+
+    name = "FF"
+
+    def __init__(self, n_layers, learning_rate, threshold, rng, negatives_rng):
+        self.layers = make_layers(rng, n_layers, CHANNELS, label_block=True)
+        self.threshold, self.negatives_rng = threshold, negatives_rng
+        self.adam = Adam(learning_rate)
+        self.columns = [
+            f"{name} {i}" for i in range(n_layers) for name in ("loss", "g+", "g-")
+        ]
+
+    def parameters(self):
+        return [p for layer in self.layers for p in (layer.W, layer.b)]
+
+    def forward(self, images, labels):
+        """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
+
+        images uint8 (B, H, W, 3); labels (P, B), those that each pass writes into it
+        """
+        x = normalise(images)
+        rows, columns = self.layers[0].sees
+        others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
+        encode_labels(x, labels[0])
+        encode_labels(others, labels[1:])
+        scale = None
+        for layer, above in zip(self.layers, [*self.layers[1:], None]):
+            h = layer.forward(x, others, scale)
+            g = goodness(h)
+            yield layer, h, g
+            if above:
+                # The input of the next layer is h / rms(h), so that only the
+                # direction of the activity is passed on (section 2).
+                scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
+                x = layer.maps("x maps", h[:, :, 0])
+                rows, columns = above.sees
+                corner = h[: -(-rows // layer.tile), : -(-columns // layer.tile), 1:]
+                others = layer.maps("others maps", corner)[:, :, :rows, :columns]
+
+    def train_step(self, images, labels):
+        """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
+
+        A layer's input is the activity from before the update of the one below:
+        one forward pass serves the whole step. Returns the batch means of
+        self.columns: the loss log(1 + exp(-+(g - threshold))) over both passes, and
+        the goodness of each.
+        """
+        other = self.negatives_rng.integers(1, N_CLASSES, len(labels), np.uint8)
+        negatives = (labels + other) % N_CLASSES  # uniform over the nine wrong labels
+        sign = np.float32([[1], [-1]])
+        self.adam.begin_step()
+        statistics = []
+        passes = list(self.forward(images, np.stack([labels, negatives])))
+        for layer, h, g in passes:
+            margin = sign * (g - np.float32(self.threshold))
+            loss = np.logaddexp(0, -margin).mean()
+            statistics += loss, *g.mean(axis=1)
+            slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size  # dloss/dg
+            slope *= np.float32(2 * margin.size / h.size)  # dg/du = 2 h / units
+            layer.backward(h, self.adam, slope)
+        return np.array(statistics)
+
+    def label_goodness(self, images):
+        """The goodness of each layer with each label: (L, N_CLASSES, B)."""
+        labels = np.repeat(np.arange(N_CLASSES)[:, None], len(images), axis=1)
+        return np.stack([g for _, _, g in self.forward(images, labels)])
+
+    def predict(self, images):
+        """The labels of highest goodness, summed over all layers but the first."""
+        scores = self.label_goodness(images)
+        return (scores[1:] if len(scores) > 1 else scores).sum(axis=0).argmax(axis=0)
+
+
+# ----------------------------------------------------------------- backprop
+
+
+class Backprop:
+    """The same stack, end to end, under a linear readout and softmax cross-entropy."""
+
+    name = "BP"
+    columns = ("loss",)
+
+    def __init__(self, n_layers, learning_rate, rng):
+        self.layers = make_layers(rng, n_layers, CHANNELS, label_block=False)
+        flat = self.layers[-1].side ** 2 * CHANNELS
+        W = rng.standard_normal((flat, N_CLASSES), np.float32) * math.sqrt(2 / flat)
+        self.W_out = Parameter(W)
+        self.b_out = Parameter(np.zeros(N_CLASSES, np.float32))
+        self.adam = Adam(learning_rate)
+
+    def parameters(self):
+        stack = [p for layer in self.layers for p in (layer.W, layer.b)]
+        return [*stack, self.W_out, self.b_out]
+
+    def forward(self, images):
+        """The layers' activities (T, T, 1, B, N) and the logits (B, N_CLASSES)."""
+        x, activities = normalise(images), []
+        for layer in self.layers:
+            activities.append(layer.forward(x))
+            x = layer.maps("x maps", activities[-1][:, :, 0])
+        self.flat = x.reshape(len(x), -1)
+        return activities, self.flat @ self.W_out.value + self.b_out.value
+
+    def train_step(self, images, labels):
+        """One step on a batch, uint8 (B, H, W, 3) and labels (B,): [cross-entropy]."""
+        activities, logits = self.forward(images)
+        rows = np.arange(len(labels))
+        logits -= logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(axis=1))
+        loss = (log_sum - logits[rows, labels]).mean()
+        dlogits = np.exp(logits - log_sum[:, None])
+        dlogits[rows, labels] -= 1
+        dlogits /= len(labels)
+
+        self.adam.begin_step()
+        side = self.layers[-1].side
+        dh = (dlogits @ self.W_out.value.T).reshape(-1, side, side, CHANNELS)
+        self.adam.update(self.W_out, self.flat.T @ dlogits)
+        self.adam.update(self.b_out, dlogits.sum(axis=0))
+        bottom = self.layers[0]
+        for layer, h in zip(reversed(self.layers), reversed(activities)):
+            du = layer.tiled(dh).reshape(h.shape)
+            du *= h > 0
+            dh = layer.backward(du, self.adam, input_gradient=layer is not bottom)
+        return np.array([loss])
+
+    def predict(self, images):
+        return self.forward(images)[1].argmax(axis=1)
+
+
+# --------------------------------------------------- training and evaluation
+
+EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the caches
+STREAMS = {"initialisation": 0, "order": 1, "negatives": 2}
+
+
+def stream(seed, name):
+    """An independent random generator of the run; FF and BP get equal ones."""
+    return np.random.default_rng([seed, STREAMS[name]])
+
+
+def make_learners(args):
+    """FF and, with --bp-baseline, BP: the same initial weights, the same order."""
+    learners = [
+        ForwardForward(
+            args.n_layers,
+            args.lr,
+            args.threshold,
+            stream(args.seed, "initialisation"),
+            stream(args.seed, "negatives"),
+        )
+    ]
+    if args.bp_baseline:
+        rng = stream(args.seed, "initialisation")
+        learners.append(Backprop(args.n_layers, args.lr, rng))
+    return learners
+
+
+def predict(learner, images):
+    """The predicted labels of any number of uint8 images."""
+    starts = range(0, len(images), EVALUATION_BATCH)
+    batches = [learner.predict(images[i : i + EVALUATION_BATCH]) for i in starts]
+    return np.concatenate(batches)
+
+
+def accuracy(learner, images, labels):
+    return float(np.mean(predict(learner, images) == labels))
+
+
+def class_accuracies(predictions, labels):
+    """The share of each class's images that are predicted right: (N_CLASSES,)."""
+    right = np.bincount(labels[predictions == labels], minlength=N_CLASSES)
+    return right / np.maximum(np.bincount(labels, minlength=N_CLASSES), 1)
+
+
+def train_epoch(learner, images, labels, order, batch_size, where):
+    """One pass over the images: the means of learner.columns, and the seconds it took.
+
+    Raises RunError, naming `where`, when a loss is no longer finite.
+    """
+    start = time.perf_counter()
+    starts = range(0, len(images), batch_size)
+    total = np.zeros(len(learner.columns))
+    for step, i in enumerate(starts):
+        batch = order[i : i + batch_size]
+        statistics = learner.train_step(images[batch], labels[batch])
+        if not np.isfinite(statistics).all():
+            column = learner.columns[int(np.argmin(np.isfinite(statistics)))]
+            raise RunError(
+                f"{where}: {column} is {statistics.min()} at step {step + 1}, with "
+                f"learning rate {learner.adam.learning_rate:g}; try a smaller --lr"
+            )
+        total += len(batch) * statistics
+        show_progress(f"{where}, step {step + 1} of {len(starts)}")
+    show_progress("")
+    return total / len(images), time.perf_counter() - start
+
+
+def train(learner, data, args, order_rng, histories, after_epoch=None, tell=print):
+    """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
+
+    data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
+    images; evaluates on the first args.eval_subset of these and of the test images.
+    histories[learner.name] (E, columns), which grows by a row an epoch: the means of
+    learner.columns, the training and test accuracies (fractions), and the seconds of
+    training since its start, without evaluation.
+    """
+    train_x, train_y, test_x, test_y = data
+    train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
+    n, name = args.eval_subset, learner.name
+    columns = [*learner.columns, "train %", "test %", "time s", "ETA s"]
+    tell("   epoch" + "".join(f"{column:>9}" for column in columns))
+    first, began = len(histories[name]), time.perf_counter()
+    for epoch in range(first + 1, args.n_epochs + 1):
+        order = order_rng.permutation(len(train_x))
+        where = f"{name} epoch {epoch} of {args.n_epochs}"
+        statistics, seconds = train_epoch(
+            learner, train_x, train_y, order, args.batch_size, where
+        )
+        train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
+        test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
+        seconds += histories[name][-1, -1] if epoch > 1 else 0.0
+        row = [*statistics, train_accuracy, test_accuracy, seconds]
+        histories[name] = np.vstack([histories[name], row])
+        left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
+        tell(
+            f"{name} {epoch:>5}"
+            + "".join(f"{value:9.4f}" for value in statistics)
+            + f"{100 * train_accuracy:9.2f}{100 * test_accuracy:9.2f}"
+            + f"{seconds:9.1f}{left:9.0f}"
+        )
+        if after_epoch:
+            after_epoch()
+
+
+# --------------------------------------------------------------- saved files
+
+MAKE_MODEL = (
+    "python3 ff_cifar_locally_connected.py --bp-baseline --full-test --save model.npz"
+)
+
+
+def load_npz(path, what):
+    """The arrays of a file of ours; RunError, with what to do, if it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            return read_npz(file)
+    except Exception as error:  # zipfile and numpy raise anything on damaged bytes
+        reason = error or type(error).__name__
+        raise RunError(f"{path} is no sound {what} ({reason})") from error
+
+
+def check_like(arrays, expected):
+    """ValueError unless `arrays` has each array of `expected`, of its shape and type."""
+    for name, array in expected.items():
+        if name not in arrays:
+            raise ValueError(f"{name} is missing")
+        found, array = arrays[name], np.asarray(array)
+        if found.shape != array.shape or found.dtype.kind != array.dtype.kind:
+            came = f"{found.dtype} {found.shape}"
+            raise ValueError(
+                f"{name}: expected {array.dtype} {array.shape}, came {came}"
+            )
+
+
+def live_arrays(learners):
+    """All arrays that training changes, by name."""
+    return {
+        f"{learner.name}_{i}_{part}": getattr(parameter, part)
+        for learner in learners
+        for i, parameter in enumerate(learner.parameters())
+        for part in ("value", "m", "v")
+    }
+
+
+def save_checkpoint(path, args, learners, histories, generators):
+    """Everything that the rest of the run depends on, whole or not at all."""
+    state = {
+        "arguments": {name: getattr(args, name) for name in TRAINING_ARGUMENTS},
+        "steps": [learner.adam.steps for learner in learners],
+        "generators": [generator.bit_generator.state for generator in generators],
+    }
+    arrays = {"state": json.dumps(state), **live_arrays(learners)}
+    arrays |= {f"{name}_history": history for name, history in histories.items()}
+    save_npz(path, arrays)
+
+
+def load_checkpoint(path, args, learners, histories, generators):
+    """Put the state saved at `path` into the run; RunError where it does not fit."""
+    arrays = load_npz(path, "checkpoint; delete it to start anew")
+    try:
+        state = json.loads(str(arrays["state"]))
+        for name in TRAINING_ARGUMENTS:
+            ours, saved = getattr(args, name), state["arguments"][name]
+            if ours != saved:
+                raise RunError(
+                    f"{path} was made with {name} = {saved}, not {ours}: give the same "
+                    "arguments, or another --checkpoint"
+                )
+        live = live_arrays(learners)
+        check_like(arrays, live)
+        for name, array in live.items():
+            array[...] = arrays[name]
+        for name in histories:
+            histories[name] = arrays[f"{name}_history"]
+        for learner, steps in zip(learners, state["steps"], strict=True):
+            learner.adam.steps = steps
+        for generator, saved in zip(generators, state["generators"], strict=True):
+            generator.bit_generator.state = saved
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} is no checkpoint of this run ({error}); delete it to start anew"
+        ) from error
+
+
+def model_arrays(args, learners, histories, full_test):
+    """The arrays of model.npz: the README lists them."""
+    layers = learners[0].layers
+    arguments = {name: getattr(args, name) for name in TRAINING_ARGUMENTS}
+    arrays = {
+        "layer_specs": np.int32([(layer.field, layer.channels) for layer in layers]),
+        "threshold": np.float64(args.threshold),
+        "seed": np.int64(args.seed),
+        "config": json.dumps({"arguments": arguments, "versions": versions()}),
+    }
+    for learner in learners:
+        prefix, history = learner.name.lower(), histories[learner.name]
+        for i, layer in enumerate(learner.layers):
+            W, b = layer.get_weights()
+            arrays |= {f"{prefix}_layer{i}_W": W, f"{prefix}_layer{i}_b": b}
+        *statistics, train_accuracy, test_accuracy, seconds = history.T
+        if prefix == "ff":
+            statistics = np.reshape(statistics, (len(layers), 3, len(history)))
+            for k, name in enumerate(("loss_per_layer", "g_pos", "g_neg")):
+                arrays[f"ff_{name}"] = statistics[:, k]
+        else:
+            arrays["bp_W_out"] = learner.W_out.value
+            arrays["bp_b_out"] = learner.b_out.value
+            arrays["bp_loss"] = statistics[0]
+        arrays[f"{prefix}_train_acc"] = train_accuracy
+        arrays[f"{prefix}_test_acc"] = test_accuracy
+        arrays[f"{prefix}_wallclock"] = seconds
+        if learner.name in full_test:
+            arrays[f"{prefix}_full_test_acc"] = np.float64(full_test[learner.name])
+    return arrays
+
+
+def load_model(path):
+    """The learners of a model.npz by name, the arguments of its run, and its arrays.
+
+    RunError if it is damaged, incomplete or of other shapes, or holds what is not
+    finite; what is pickled is refused, never loaded.
+    """
+    arrays = load_npz(path, f"model: make one with {MAKE_MODEL}")
+    try:
+        config = json.loads(str(arrays["config"]))["arguments"]
+        args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
+        if args.n_layers not in range(1, 1 + len(RECEPTIVE_FIELDS)):
+            raise ValueError(f"{args.n_layers} layers")
+        learners = make_learners(args)
+        epochs = len(arrays["ff_wallclock"])
+        histories = {
+            learner.name: np.zeros((epochs, len(learner.columns) + 3))
+            for learner in learners
+        }
+        expected = model_arrays(args, learners, histories, {})
+        check_like(arrays, expected)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+        for learner in learners:
+            prefix = learner.name.lower()
+            for i, layer in enumerate(learner.layers):
+                layer.set_weights(*(arrays[f"{prefix}_layer{i}_{p}"] for p in "Wb"))
+            if prefix == "bp":
+                learner.W_out.value[...] = arrays["bp_W_out"]
+                learner.b_out.value[...] = arrays["bp_b_out"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise RunError(
+            f"{path} is no sound model ({reason}): make one with {MAKE_MODEL}"
+        ) from error
+    return {learner.name: learner for learner in learners}, args, arrays
+
+
+# -------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def __init__(self, description, example):
+        super().__init__(
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float from low to high."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            what = "a whole number" if kind is int else "a number"
+            limits = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limits}")
+        return value
+
+    return parse
+
+
+def destination(text):
+    """An argparse type: a file that can be written, in a folder that exists."""
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise OSError("it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {reason}") from error
+    return path
+
+
+def add_data_flags(parser):
+    """The flags of the data; returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        choices=("cifar10", "synthetic"),
+        default="cifar10",
+        help="default: cifar10; synthetic: made-up gratings, without a network",
+    )
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="default: $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar",
+    )
+    return group
+
+
+def add_training_flags(parser):
+    """The flags of a training run, for this script and for visualize."""
+    subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
+    count, positive = number(int, 1), number(float, 1e-12)
+    depth = number(int, 1, len(RECEPTIVE_FIELDS))
+    group = add_data_flags(parser)
+
+    def add(flag, default, kind, help):
+        help += f" (default: {default})"
+        group.add_argument(flag, default=default, type=kind, help=help, metavar="N")
+
+    add("--train-subset", 10_000, subset, "train on the first N images")
+    help = "evaluate after each epoch on the first N training and N test images"
+    add("--eval-subset", 1000, evaluated, help)
+    group = parser.add_argument_group("model and training")
+    add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
+    add("--n-epochs", 10, count, "passes over the training images")
+    add("--n-layers", 2, depth, "locally-connected layers, 1 to 3")
+    add("--batch-size", 64, count, "images in a step")
+    add("--lr", 0.01, positive, "Adam's learning rate, for FF and BP alike")
+    help = "theta, the goodness between the positive and the negative samples"
+    add("--threshold", 2.0, positive, help)
+    help = "train the same stack with backprop too"
+    group.add_argument("--bp-baseline", action="store_true", help=help)
+
+
+# The arguments that decide a training run: what a checkpoint has to agree on.
+TRAINING_ARGUMENTS = ("dataset", "train_subset", "eval_subset", "seed", "n_epochs")
+TRAINING_ARGUMENTS += ("n_layers", "batch_size", "lr", "threshold", "bp_baseline")
+
+
+def load_data(args):
+    """train_x, train_y, test_x, test_y of --dataset."""
+    if args.dataset == "synthetic":
+        return make_synthetic()
+    return load_cifar10(args.cache_dir)
+
+
+def teller(args):
+    """print, but every line about synthetic data says so."""
+    tag = "[synthetic] " if args.dataset == "synthetic" else ""
+    return lambda line="": print(tag + line, flush=True)
+
+
+def versions():
+    """What the bits of a run depend on."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "threads": THREADS,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def run(args, data, tell, full_test=False, checkpoint=None):
+    """Train and evaluate the learners of `args`; returns the arrays of model.npz.
+
+    full_test: evaluate on all test images at the end, by class too
+    checkpoint: the file to go on from, if it exists, and to write after each epoch
+    """
+    train_x, _, test_x, test_y = data
+    tell(", ".join(f"{name} {version}" for name, version in versions().items()))
+    tell(
+        f"{args.dataset}: {args.train_subset} of {len(train_x)} training images, "
+        f"{len(test_x)} test images, {SIDE}x{SIDE}x{DEPTH} uint8"
+    )
+    learners = make_learners(args)
+    for i, layer in enumerate(learners[0].layers):
+        tell(
+            f"layer {i}: {layer.in_side}x{layer.in_side}x{layer.in_depth}, fields "
+            f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
+            f", {layer.n_parameters():,} parameters"
+        )
+    orders = [stream(args.seed, "order") for _ in learners]
+    generators = [*orders, learners[0].negatives_rng]
+    histories = {
+        learner.name: np.empty((0, len(learner.columns) + 3)) for learner in learners
+    }
+    if checkpoint and checkpoint.exists():
+        load_checkpoint(checkpoint, args, learners, histories, generators)
+        tell(f"going on from {checkpoint}")
+
+    def after_epoch():
+        if checkpoint:
+            save_checkpoint(checkpoint, args, learners, histories, generators)
+
+    for learner, order in zip(learners, orders, strict=True):
+        train(learner, data, args, order, histories, after_epoch, tell)
+
+    if full_test:
+        predictions = {one.name: predict(one, test_x) for one in learners}
+    else:
+        test_y = test_y[: args.eval_subset]
+        predictions = {}
+    tell()
+    tell(f"{'':10}{'test %':>9}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
+    accuracies = {}
+    for learner in learners:
+        *_, train_accuracy, test_accuracy, seconds = histories[learner.name][-1]
+        if learner.name in predictions:
+            test_accuracy = np.mean(predictions[learner.name] == test_y)
+            accuracies[learner.name] = test_accuracy
+        tell(
+            f"{learner.name:10}{100 * test_accuracy:9.2f}{100 - 100 * test_accuracy:9.2f}"
+            f"{round((1 - test_accuracy) * len(test_y)):9}{100 * train_accuracy:9.2f}"
+            f"{seconds:9.1f}"
+        )
+    tell(f"{'chance':10}{10:9.2f}{90:9.2f}{len(test_y) * 9 // 10:9}")
+    tell(f"(on {len(test_y)} test images; time of training, without evaluation)")
+    if predictions:
+        tell()
+        tell(f"{'class':10}" + "".join(f"{name + ' %':>9}" for name in predictions))
+        columns = [class_accuracies(p, test_y) for p in predictions.values()]
+        for label, *values in zip(CLASSES, *columns):
+            tell(f"{label:10}" + "".join(f"{100 * value:9.1f}" for value in values))
+    return model_arrays(args, learners, histories, accuracies)
+
+
+def command(main):
+    """Run a script's main(): one line and an exit code for what goes wrong."""
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        show_progress("")
+        say("interrupted; a run with --checkpoint FILE goes on when started again")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"{Path(sys.argv[0]).name}: the reader of the output has gone away")
+
+
+def main():
+    parser = Parser(
+        "Train Forward-Forward and backprop on CIFAR-10, with locally-connected layers.",
+        MAKE_MODEL,
+    )
+    add_training_flags(parser)
+    group = parser.add_argument_group("results")
+    help = "evaluate on all test images at the end, by class too"
+    group.add_argument("--full-test", action="store_true", help=help)
+    help = "write weights and history to this .npz file"
+    group.add_argument("--save", type=destination, metavar="FILE", help=help)
+    help = "save the run's state here after every epoch, and go on from it if it exists"
+    group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
+    args = parser.parse_args()
+
+    tell = teller(args)
+    arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
+    if args.save:
+        save_npz(args.save, arrays)
+        tell()
+        tell(f"saved {args.save} ({args.save.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    command(main)
