@@ -1,0 +1,207 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy>=2.0", "pillow>=10"]
+# ///
+"""Times plain numpy (tests/plain.py) against the training module, in one run.
+
+    uv run tests/benchmark.py
+
+Both work on the same random images, in turn, in one process; times are medians. "plain"
+is what one writes first: im2col, one matmul with the positions as its batch axis,
+separate positive and negative passes, a second forward pass for the next layer's input,
+Adam with temporaries, ten forward passes to predict. Its matrix products are too small
+for a BLAS library to share out to threads, so that one BLAS thread is no handicap.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import plain
+
+import ff_cifar_locally_connected as ff
+
+np = plain.np
+B, EPOCH, EPOCHS, EVALUATED = 64, 10_000, 10, 1000  # the headline's numbers
+
+
+def seconds(work, times):
+    """The median time of work(), called `times` times after one call to warm up."""
+    work()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def in_turn(works, rounds):
+    """Medians of several works, each timed in `rounds` turns, against a drifting clock.
+
+    works: (work, times in a turn) each
+    """
+    taken = [[seconds(*work) for work in works] for _ in range(rounds)]
+    return np.median(taken, axis=0)
+
+
+def large_matmul_rate():
+    """GFLOP/s of a 4096 x 4096 float32 product, a band of rows on each thread."""
+    n = 4096
+    a, b = np.ones((2, n, n), np.float32)
+    c = np.empty_like(a)
+    bands = np.array_split(np.arange(n), ff.THREADS)
+    bands = [slice(band[0], band[-1] + 1) for band in bands]
+
+    def work():
+        ff.parallel(lambda i: np.matmul(a[bands[i]], b, out=c[bands[i]]), len(bands))
+
+    return 2 * n**3 / seconds(work, 3) / 1e9
+
+
+def multiplications(layers):
+    """Weights that a forward pass of one image multiplies: in all, and in the corner."""
+    everything = [
+        layer.side**2 * layer.field**2 * layer.in_depth * 8 for layer in layers
+    ]
+    corner = ff.LABEL_ROWS * ff.LABEL_LEN * 8
+    corner = [corner * layer.field**2 * layer.in_depth for layer in layers]
+    return sum(everything), sum(corner)
+
+
+def headline():
+    """Seconds and peak memory in MB of the headline command, in a process of its own."""
+    has_data = any(
+        (Path(os.environ.get("HINTON_CIFAR_CACHE", "~/.cache/hinton-cifar")) / name)
+        .expanduser()
+        .exists()
+        for name in ("cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip")
+    )
+    dataset = "cifar10" if has_data else "synthetic"
+    script = HERE.parent / "ff_cifar_locally_connected.py"
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--bp-baseline", "--full-test", "--dataset", dataset]
+        save = ["--save", str(Path(folder) / "model.npz")]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, str(script), *flags, *save], stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit("benchmark.py: the headline command failed")
+        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, KiB here
+        return time.perf_counter() - start, usage.ru_maxrss / unit, dataset
+
+
+def main():
+    for name, version in ff.versions().items():
+        print(f"{name}: {version}")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (B, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, B).astype(np.uint8)
+    negatives = (labels + 1) % 10
+
+    ours = ff.ForwardForward(2, 0.01, 2.0, rng, np.random.default_rng(1))
+    our_bp = ff.Backprop(2, 0.01, rng)
+    weights = [(*layer.get_weights(), layer.field) for layer in ours.layers]
+    theirs = plain.ForwardForward(weights, 2.0, 0.01, np.float32)
+    weights = [(*layer.get_weights(), layer.field) for layer in our_bp.layers]
+    readout = our_bp.W_out.value, our_bp.b_out.value
+    their_bp = plain.Backprop(weights, *readout, 0.01, np.float32)
+
+    rate = large_matmul_rate()
+    ff_plain, ff_ours, bp_plain, bp_ours = in_turn(
+        [
+            (lambda: theirs.train_step(images, labels, negatives), 5),
+            (lambda: ours.train_step(images, labels), 40),
+            (lambda: their_bp.train_step(images, labels), 5),
+            (lambda: our_bp.train_step(images, labels), 40),
+        ],
+        rounds=5,
+    )
+    predictions = in_turn(
+        [
+            (lambda: theirs.predict(images), 1),
+            (lambda: ours.predict(images), 10),
+            (lambda: their_bp.predict(images), 3),
+            (lambda: our_bp.predict(images), 10),
+        ],
+        rounds=5,
+    )
+    ff_predict_plain, ff_predict, bp_predict_plain, bp_predict = predictions / B
+
+    def epoch(learners, order):
+        start = time.perf_counter()
+        for i in range(0, EPOCH, B):
+            batch = order[i : i + B]
+            for learner in learners:
+                learner(batch)
+        return time.perf_counter() - start
+
+    pool = rng.integers(0, 256, (EPOCH, 32, 32, 3), dtype=np.uint8)
+    pool_labels = rng.integers(0, 10, EPOCH).astype(np.uint8)
+    order = rng.permutation(EPOCH)
+    epoch_plain = epoch(
+        [
+            lambda b: theirs.train_step(
+                pool[b], pool_labels[b], (pool_labels[b] + 1) % 10
+            ),
+            lambda b: their_bp.train_step(pool[b], pool_labels[b]),
+        ],
+        order,
+    )
+    epoch_ours = epoch(
+        [
+            lambda b: ours.train_step(pool[b], pool_labels[b]),
+            lambda b: our_bp.train_step(pool[b], pool_labels[b]),
+        ],
+        order,
+    )
+    predicted = EPOCHS * 2 * EVALUATED + 10_000
+    whole_plain = EPOCHS * epoch_plain + predicted * (
+        ff_predict_plain + bp_predict_plain
+    )
+    whole, peak, dataset = headline()
+
+    print(f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}")
+    for name, unit, factor, a, b in (
+        ("FF training step, batch of 64", "ms", 1e3, ff_plain, ff_ours),
+        ("BP training step, batch of 64", "ms", 1e3, bp_plain, bp_ours),
+        ("FF prediction per image", "ms", 1e3, ff_predict_plain, ff_predict),
+        ("BP prediction per image", "ms", 1e3, bp_predict_plain, bp_predict),
+        ("epoch of 10,000 images, FF and BP", "s", 1, epoch_plain, epoch_ours),
+        (f"headline command (1) on {dataset}", "s", 1, whole_plain, whole),
+    ):
+        a, b = a * factor, b * factor
+        print(f"{name + ', ' + unit:40}{a:10.3f}{b:10.3f}{a / b:7.1f}x")
+    print(
+        f"{'FF step / BP step':40}{ff_plain / bp_plain:10.2f}{ff_ours / bp_ours:10.2f}"
+    )
+    print(f"{'headline command, peak memory, MB':40}{'':10}{peak:10.0f}")
+
+    everything, corner = multiplications(ours.layers)
+    # Two operations, forward and weight gradient, positive and negative pass.
+    algorithm = 2 * 2 * 2 * B * everything / 1e9
+    once = 2 * 2 * B * (everything + corner) / 1e9
+    print(f"{'large float32 matmul, GFLOP/s':40}{'':10}{rate:10.0f}")
+    for name, work in (
+        ("FF step, both passes counted (2)", algorithm),
+        ("FF step, shared arithmetic once (3)", once),
+    ):
+        a, b = work / ff_plain, work / ff_ours
+        print(f"{name + ', GFLOP/s':40}{a:10.0f}{b:10.0f}{100 * b / rate:7.0f}%")
+    print(
+        f"""(1) plain: computed, {EPOCHS} epochs and {predicted:,} predictions of each learner
+(2) {algorithm:.3f} GFLOP: forward and weight gradient of two passes; no zeros
+(3) {once:.3f} GFLOP: what the passes share counted once; the last column is of the matmul"""
+    )
+
+
+if __name__ == "__main__":
+    main()
