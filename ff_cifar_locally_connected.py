@@ -55,8 +55,8 @@ CIFAR_MEAN = np.float32([0.4914, 0.4822, 0.4465])  # per channel, of the trainin
 LABEL_ROWS, LABEL_LEN = 3, N_CLASSES  # the label block, in the top left corner
 LABEL_ON, LABEL_OFF = 1.0, -1.0
 
-RECEPTIVE_FIELDS = 11, 5, 5  # side of layer i's receptive fields
-CHANNELS = 8  # units at each position
+RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
+NEGATIVE_TEMPERATURE = 0.1  # of the softmax from which --negatives sampled draws
 
 # Two public sources of the same 60,000 images; the digest decides for both.
 TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -424,8 +424,8 @@ def encode_labels(pixels, labels):
 class Parameter:
     """An array that is learned, and the two moments that Adam keeps of its gradient."""
 
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, decays=False):
+        self.value, self.decays = value, decays
         self.m = np.zeros_like(value)
         self.v = np.zeros_like(value)
 
@@ -435,20 +435,27 @@ class Adam:
 
     m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are
     folded into two scalars, which leaves ten passes over arrays that fit the cache.
+
+    total_steps: the learning rate falls linearly, to 0 after so many; None: constant
+    weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases
     """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(self, learning_rate):
-        self.learning_rate = learning_rate
+    def __init__(self, learning_rate, total_steps=None, weight_decay=0.0):
+        self.learning_rate, self.total_steps = learning_rate, total_steps
+        self.weight_decay = weight_decay
         self.steps = 0
 
     def begin_step(self):
         """Count a step; the updates that follow belong to it."""
+        share_left = 1 - self.steps / self.total_steps if self.total_steps else 1
+        learning_rate = self.learning_rate * share_left
         self.steps += 1
         m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
         v_scale = math.sqrt((1 - self.BETA2) / (1 - self.BETA2**self.steps))
-        self.rate = np.float32(self.learning_rate * m_scale / v_scale)
+        self.rate = np.float32(learning_rate * m_scale / v_scale)
+        self.kept = np.float32(1 - learning_rate * self.weight_decay)
         self.epsilon = np.float32(self.EPSILON / v_scale)
 
     def update(self, parameter, gradient, part=...):
@@ -466,6 +473,8 @@ class Adam:
         step += self.epsilon
         np.divide(m, step, out=step)
         step *= self.rate
+        if parameter.decays and self.weight_decay:
+            value *= self.kept
         value -= step
 
 
@@ -486,6 +495,10 @@ class Adam:
 # pass p takes relu(scale_p (W x) + b); the weight gradient, sum_p scale_p du_p x, is
 # one product of x with that sum. The other passes are computed in the corner only.
 # This is exact, as W (scale_p x) = scale_p (W x).
+#
+# With top-down weights the label is no part of the image. In layer 0 all passes see the
+# same input, and the corner is empty; above, their inputs differ in every tile, and the
+# corner is the whole map. Each pass adds its label's weights to the biases.
 
 ROWS_AT_ONCE = 2  # rows of tiles that a thread works on: long calls, yet cached data
 
@@ -497,9 +510,12 @@ class LocallyConnected:
     field: side R of the receptive fields; the output's side is in_side - R + 1
     channels: units at each position, which all see the same field
     differs: rows and columns of the input, from the top left, where passes differ
+    top_down: every unit has a weight V for each label, added to its W x + b
     """
 
-    def __init__(self, rng, in_side, in_depth, field, channels, differs=(0, 0)):
+    def __init__(
+        self, rng, in_side, in_depth, field, channels, differs=(0, 0), top_down=False
+    ):
         self.in_side, self.in_depth = in_side, in_depth
         self.field, self.channels = field, channels
         self.side = in_side - field + 1
@@ -514,8 +530,11 @@ class LocallyConnected:
 
         tiles = self.tiles, self.tiles
         K, N = self.window**2 * in_depth, self.tile**2 * channels
-        self.W = Parameter(np.zeros((*tiles, K, N), np.float32))
+        self.W = Parameter(np.zeros((*tiles, K, N), np.float32), decays=True)
         self.b = Parameter(np.zeros((*tiles, N), np.float32))
+        self.V = None
+        if top_down:
+            self.V = Parameter(np.zeros((*tiles, N_CLASSES, N), np.float32))
         # Infinite second moments outside the fields: there Adam's steps are zero.
         self.W.v[:] = np.inf
         for _, v in self.fields(self.W.v):
@@ -541,30 +560,39 @@ class LocallyConnected:
         tiles = maps.reshape(*others, rows // t, t, columns // t, t, channels)
         return np.moveaxis(tiles, (-5, -3), (0, 1))
 
+    def parameters(self):
+        return [self.W, self.b, self.V] if self.V else [self.W, self.b]
+
     def get_weights(self):
-        """W (side, side, R*R*C_in, channels), K in order row, column, channel; and b."""
+        """W (side, side, R*R*C_in, channels), K in order row, column, channel; b (side,
+        side, channels); and, with top-down weights, V (N_CLASSES, side, side, channels)
+        """
         K = self.field**2 * self.in_depth
         W = np.empty((self.side, self.side, K, self.channels), np.float32)
-        b = np.empty((self.side, self.side, self.channels), np.float32)
         for at, field in self.fields(self.W.value):
             W[at] = field.reshape(W[at].shape)
-        self.tiled(b)[:] = self.b.value.reshape(self.tiled(b).shape)
-        return W, b
+        return W, *(self.maps(None, p.value) for p in self.parameters()[1:])
 
-    def set_weights(self, W, b):
+    def set_weights(self, W, *others):
         """Take over weights of the shapes of get_weights()."""
         for at, field in self.fields(self.W.value):
             field[:] = W[at].reshape(field.shape)
-        self.b.value[:] = self.tiled(b).reshape(self.b.value.shape)
+        for parameter, maps in zip(self.parameters()[1:], others, strict=True):
+            parameter.value[:] = self.tiled(maps).reshape(parameter.value.shape)
 
     def n_parameters(self):
         fan_in = self.field**2 * self.in_depth
-        return self.side**2 * self.channels * (fan_in + 1)
+        labels = N_CLASSES if self.V else 0
+        return self.side**2 * self.channels * (fan_in + 1 + labels)
 
     def maps(self, name, h):
-        """Activity in tiles (T1, T2, ..., N) as maps (..., T1*tile, T2*tile, C)."""
+        """Tiles (T1, T2, ..., N) as maps (..., T1*tile, T2*tile, C).
+
+        The array is the layer's buffer of that name, or, without a name, a new one.
+        """
         sides = [n * self.tile for n in h.shape[:2]]
-        maps = self.buffer(name, *h.shape[2:-1], *sides, self.channels)
+        shape = *h.shape[2:-1], *sides, self.channels
+        maps = self.buffer(name, *shape) if name else np.empty(shape, h.dtype)
         tiled = self.tiled(maps)
         tiled[:] = h.reshape(tiled.shape)
         return maps
@@ -590,20 +618,21 @@ class LocallyConnected:
         windows = windows[..., :: self.tile, :: self.tile, :, :, :]
         return np.moveaxis(windows, (-5, -4, -3), (0, 1, -1))
 
-    def forward(self, x, others=None, scale=None):
+    def forward(self, x, labels=None, others=None, scale=None):
         """The activity of all passes in tiles, (T, T, P, B, N).
 
         x (B, in_side, in_side, in_depth): the input of the first pass
-        others (P-1, B, *self.sees, in_depth): that of the others, where they differ
+        labels (P, B): the label of each pass; None: one pass, without a label
+        others (P-1, B, *self.sees, in_depth): that of the others, in the corner
         scale (P, B): a factor for each pass's inputs
         The array is written over by the next call; the inputs are kept for backward().
         """
         W, b = self.W.value, self.b.value
-        P, B, K = 1 if others is None else 1 + len(others), len(x), W.shape[2]
+        P, B, K = 1 if labels is None else len(labels), len(x), W.shape[2]
         r, c = self.corner
         windows = self.gather(x)
         self.x = self.buffer("x", *W.shape[:2], B, K)
-        self.scale = scale
+        self.scale, self.labels = scale, labels
         if P > 1 and r:
             corner_windows = self.gather(others)
             self.others = self.buffer("others", r, c, (P - 1) * B, K)
@@ -621,7 +650,11 @@ class LocallyConnected:
                 own[:] = (y @ W[rows][: len(y), :c]).reshape(own.shape)
             if scale is not None:
                 u *= scale[:, :, None]
-            u += b[rows, :, None, None]
+            if self.V:
+                biases = b[rows, :, None] + self.V.value[rows]
+                u += np.take(biases, labels, axis=2, out=scratch("V", *u.shape))
+            else:
+                u += b[rows, :, None, None]
             np.maximum(u, 0, out=u)
 
         self.in_rows(work)
@@ -653,20 +686,28 @@ class LocallyConnected:
         T, _, P, B, N = du.shape
         factor = np.ones((P, B), np.float32) if factor is None else factor
         scaled = factor if self.scale is None else factor * self.scale
+        # The gradient of V[label] sums over that label's samples, that of b over all.
+        samples = factor.reshape(1, -1)
+        if self.V:
+            samples = (
+                samples * np.eye(N_CLASSES, dtype=np.float32)[:, self.labels.ravel()]
+            )
         if input_gradient:
             strip = self.window, self.in_side, self.in_depth, B
             strips = self.buffer("strips", T, *strip)
 
         def work(rows):
             d = du[rows]
-            db = factor.reshape(-1) @ d.reshape(*d.shape[:2], P * B, N)
+            dV = samples @ d.reshape(*d.shape[:2], P * B, N)
             if P > 1:
                 d = np.multiply(d, scaled[:, :, None], out=scratch("d", *d.shape))
             gradient = self.weight_gradient(d, rows)
             if input_gradient:
                 self.input_gradient(d[:, :, 0], rows, strips[rows])
             adam.update(self.W, gradient, rows)
-            adam.update(self.b, db, rows)
+            adam.update(self.b, dV.sum(axis=2), rows)
+            if self.V:
+                adam.update(self.V, dV, rows)
 
         self.in_rows(work)
         if not input_gradient:
@@ -689,17 +730,22 @@ class LocallyConnected:
             strips[:, :, t * j : t * j + w] += dx[:, j]
 
 
-def make_layers(rng, n_layers, channels, label_block):
-    """The stack; with `label_block`, its passes differ in their label blocks."""
+def make_layers(rng, n_layers, channels, label_input=None):
+    """The stack; label_input: "corner", "everywhere", or None for a single pass."""
     layers, side, depth = [], SIDE, DEPTH
-    for i in range(n_layers):
-        # Units beyond the block's rows and columns miss it, in layers 0 and 1. From
-        # layer 2 on, inputs differ everywhere: each pass had its own scale and bias.
-        differs = (LABEL_ROWS, LABEL_LEN) if i < 2 else (side, side)
-        differs = differs if label_block else (0, 0)
-        field = RECEPTIVE_FIELDS[i]
-        layers.append(LocallyConnected(rng, side, depth, field, channels, differs))
-        side, depth = layers[-1].side, channels
+    for i, field in enumerate(RECEPTIVE_FIELDS[:n_layers]):
+        if label_input is None or (label_input == "everywhere" and i == 0):
+            differs = 0, 0
+        elif label_input == "corner" and i < 2:
+            # Fields of units beyond the block's rows and columns miss it, and these
+            # units are again those that the fields of layer 1 miss.
+            differs = LABEL_ROWS, LABEL_LEN
+        else:  # each pass had a scale and bias of its own
+            differs = side, side
+        top_down = label_input == "everywhere"
+        layer = LocallyConnected(rng, side, depth, field, channels, differs, top_down)
+        layers.append(layer)
+        side, depth = layer.side, channels
     return layers
 
 
@@ -713,34 +759,43 @@ def goodness(h):
 
 
 class ForwardForward:
-    """Layers that each learn, alone, a goodness above threshold for the true label."""
+    """Layers that each learn, alone, a goodness above threshold for the true label.
+
+    label_input: "corner", a block of the image, or "everywhere", top-down to all units
+    negatives: how the wrong label is chosen, see wrong_labels()
+    generators["negatives"] draws it
+    """
 
     name = "FF"
 
-    def __init__(self, n_layers, learning_rate, threshold, rng, negatives_rng):
-        self.layers = make_layers(rng, n_layers, CHANNELS, label_block=True)
-        self.threshold, self.negatives_rng = threshold, negatives_rng
-        self.adam = Adam(learning_rate)
+    def __init__(self, layers, adam, generators, threshold, label_input, negatives):
+        self.layers, self.adam, self.generators = layers, adam, generators
+        self.threshold, self.label_input = threshold, label_input
+        self.negatives = negatives
+        # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
+        # the paper: most of its units do not see the label.
+        corner = label_input == "corner" and len(layers) > 1
+        self.scored = slice(1, None) if corner else slice(None)
         self.columns = [
-            f"{name} {i}" for i in range(n_layers) for name in ("loss", "g+", "g-")
+            f"{name} {i}" for i in range(len(layers)) for name in ("loss", "g+", "g-")
         ]
 
     def parameters(self):
-        return [p for layer in self.layers for p in (layer.W, layer.b)]
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
 
     def forward(self, images, labels):
         """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
 
-        images uint8 (B, H, W, 3); labels (P, B), those that each pass writes into it
+        images uint8 (B, H, W, 3); labels (P, B), the label of each in each pass
         """
-        x = normalise(images)
-        rows, columns = self.layers[0].sees
-        others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
-        encode_labels(x, labels[0])
-        encode_labels(others, labels[1:])
-        scale = None
-        for layer, above in zip(self.layers, [*self.layers[1:], None]):
-            h = layer.forward(x, others, scale)
+        x, others, scale = normalise(images), None, None
+        if self.label_input == "corner":
+            rows, columns = self.layers[0].sees
+            others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
+            encode_labels(x, labels[0])
+            encode_labels(others, labels[1:])
+        for layer, above in zip(self.layers, [*self.layers[1:], None], strict=True):
+            h = layer.forward(x, labels, others, scale)
             g = goodness(h)
             yield layer, h, g
             if above:
@@ -752,6 +807,25 @@ class ForwardForward:
                 corner = h[: -(-rows // layer.tile), : -(-columns // layer.tile), 1:]
                 others = layer.maps("others maps", corner)[:, :, :rows, :columns]
 
+    def wrong_labels(self, images, labels):
+        """A label for each image that is not its own, by self.negatives.
+
+        "uniform": any of the other nine. "hardest": the one of highest goodness.
+        "sampled": in proportion to a softmax of the goodness (the paper's way of hard
+        negatives). The goodness is the one that predicts, the sum over the scored
+        layers: it finds the labels that the network as a whole takes for true, and one
+        wrong label serves all layers, so that each sees what the one below makes of it.
+        """
+        rng = self.generators["negatives"]
+        if self.negatives == "uniform":
+            other = rng.integers(1, N_CLASSES, len(labels), np.uint8)
+            return (labels + other) % N_CLASSES
+        scores = self.label_goodness(images)[self.scored].sum(axis=0)
+        scores[labels, np.arange(len(labels))] = -np.inf
+        if self.negatives == "sampled":  # the largest of logits + Gumbel noise
+            scores = scores / NEGATIVE_TEMPERATURE + rng.gumbel(size=scores.shape)
+        return scores.argmax(axis=0).astype(np.uint8)
+
     def train_step(self, images, labels):
         """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
 
@@ -760,8 +834,7 @@ class ForwardForward:
         self.columns: the loss log(1 + exp(-+(g - threshold))) over both passes, and
         the goodness of each.
         """
-        other = self.negatives_rng.integers(1, N_CLASSES, len(labels), np.uint8)
-        negatives = (labels + other) % N_CLASSES  # uniform over the nine wrong labels
+        negatives = self.wrong_labels(images, labels)
         sign = np.float32([[1], [-1]])
         self.adam.begin_step()
         statistics = []
@@ -781,9 +854,8 @@ class ForwardForward:
         return np.stack([g for _, _, g in self.forward(images, labels)])
 
     def predict(self, images):
-        """The labels of highest goodness, summed over all layers but the first."""
-        scores = self.label_goodness(images)
-        return (scores[1:] if len(scores) > 1 else scores).sum(axis=0).argmax(axis=0)
+        """The labels of highest goodness, summed over the scored layers."""
+        return self.label_goodness(images)[self.scored].sum(axis=0).argmax(axis=0)
 
 
 # ----------------------------------------------------------------- backprop
@@ -795,16 +867,15 @@ class Backprop:
     name = "BP"
     columns = ("loss",)
 
-    def __init__(self, n_layers, learning_rate, rng):
-        self.layers = make_layers(rng, n_layers, CHANNELS, label_block=False)
-        flat = self.layers[-1].side ** 2 * CHANNELS
-        W = rng.standard_normal((flat, N_CLASSES), np.float32) * math.sqrt(2 / flat)
-        self.W_out = Parameter(W)
+    def __init__(self, layers, adam, generators):
+        self.layers, self.adam, self.generators = layers, adam, generators
+        flat = layers[-1].side ** 2 * layers[-1].channels
+        W = generators["initialisation"].standard_normal((flat, N_CLASSES), np.float32)
+        self.W_out = Parameter(W * np.float32(math.sqrt(2 / flat)), decays=True)
         self.b_out = Parameter(np.zeros(N_CLASSES, np.float32))
-        self.adam = Adam(learning_rate)
 
     def parameters(self):
-        stack = [p for layer in self.layers for p in (layer.W, layer.b)]
+        stack = [parameter for layer in self.layers for parameter in layer.parameters()]
         return [*stack, self.W_out, self.b_out]
 
     def forward(self, images):
@@ -829,7 +900,7 @@ class Backprop:
 
         self.adam.begin_step()
         side = self.layers[-1].side
-        dh = (dlogits @ self.W_out.value.T).reshape(-1, side, side, CHANNELS)
+        dh = (dlogits @ self.W_out.value.T).reshape(len(labels), side, side, -1)
         self.adam.update(self.W_out, self.flat.T @ dlogits)
         self.adam.update(self.b_out, dlogits.sum(axis=0))
         bottom = self.layers[0]
@@ -846,29 +917,42 @@ class Backprop:
 # --------------------------------------------------- training and evaluation
 
 EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the caches
-STREAMS = {"initialisation": 0, "order": 1, "negatives": 2}
-
-
-def stream(seed, name):
-    """An independent random generator of the run; FF and BP get equal ones."""
-    return np.random.default_rng([seed, STREAMS[name]])
+STREAMS = "initialisation", "order", "negatives", "augmentation"
 
 
 def make_learners(args):
-    """FF and, with --bp-baseline, BP: the same initial weights, the same order."""
-    learners = [
-        ForwardForward(
-            args.n_layers,
-            args.lr,
-            args.threshold,
-            stream(args.seed, "initialisation"),
-            stream(args.seed, "negatives"),
-        )
-    ]
-    if args.bp_baseline:
-        rng = stream(args.seed, "initialisation")
-        learners.append(Backprop(args.n_layers, args.lr, rng))
-    return learners
+    """FF and, with --bp-baseline, BP: equal initial weights, order and augmentation."""
+
+    def parts(label_input, learning_rate):
+        streams = enumerate(STREAMS)
+        generators = {
+            name: np.random.default_rng([args.seed, i]) for i, name in streams
+        }
+        rng = generators["initialisation"]
+        layers = make_layers(rng, args.n_layers, args.channels, label_input)
+        steps = args.n_epochs * -(-args.train_subset // args.batch_size)
+        total_steps = steps if args.lr_schedule == "linear" else None
+        return layers, Adam(learning_rate, total_steps, args.weight_decay), generators
+
+    forward_forward = ForwardForward(
+        *parts(args.label_input, args.lr),
+        args.threshold,
+        args.label_input,
+        args.negatives,
+    )
+    if not args.bp_baseline:
+        return [forward_forward]
+    return [forward_forward, Backprop(*parts(None, args.bp_lr or args.lr))]
+
+
+def augment(images, rng):
+    """Images (B, H, W, C), half of them mirrored, shifted by up to 2 pixels each way."""
+    B = len(images)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    crops = sliding_window_view(padded, (SIDE, SIDE), (1, 2))
+    rows, columns, mirrored = rng.integers(0, [[5], [5], [2]], (3, B))
+    crops = crops[np.arange(B), rows, columns].transpose(0, 2, 3, 1)
+    return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
 
 
 def predict(learner, images):
@@ -888,17 +972,21 @@ def class_accuracies(predictions, labels):
     return right / np.maximum(np.bincount(labels, minlength=N_CLASSES), 1)
 
 
-def train_epoch(learner, images, labels, order, batch_size, where):
+def train_epoch(learner, images, labels, args, where):
     """One pass over the images: the means of learner.columns, and the seconds it took.
 
     Raises RunError, naming `where`, when a loss is no longer finite.
     """
     start = time.perf_counter()
-    starts = range(0, len(images), batch_size)
+    order = learner.generators["order"].permutation(len(images))
+    starts = range(0, len(images), args.batch_size)
     total = np.zeros(len(learner.columns))
     for step, i in enumerate(starts):
-        batch = order[i : i + batch_size]
-        statistics = learner.train_step(images[batch], labels[batch])
+        batch = order[i : i + args.batch_size]
+        x = images[batch]
+        if args.augment:
+            x = augment(x, learner.generators["augmentation"])
+        statistics = learner.train_step(x, labels[batch])
         if not np.isfinite(statistics).all():
             column = learner.columns[int(np.argmin(np.isfinite(statistics)))]
             raise RunError(
@@ -911,7 +999,7 @@ def train_epoch(learner, images, labels, order, batch_size, where):
     return total / len(images), time.perf_counter() - start
 
 
-def train(learner, data, args, order_rng, histories, after_epoch=None, tell=print):
+def train(learner, data, args, histories, after_epoch=None, tell=print):
     """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
 
     data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
@@ -927,11 +1015,8 @@ def train(learner, data, args, order_rng, histories, after_epoch=None, tell=prin
     tell("   epoch" + "".join(f"{column:>9}" for column in columns))
     first, began = len(histories[name]), time.perf_counter()
     for epoch in range(first + 1, args.n_epochs + 1):
-        order = order_rng.permutation(len(train_x))
         where = f"{name} epoch {epoch} of {args.n_epochs}"
-        statistics, seconds = train_epoch(
-            learner, train_x, train_y, order, args.batch_size, where
-        )
+        statistics, seconds = train_epoch(learner, train_x, train_y, args, where)
         train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
         test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
         seconds += histories[name][-1, -1] if epoch > 1 else 0.0
@@ -988,19 +1073,22 @@ def live_arrays(learners):
     }
 
 
-def save_checkpoint(path, args, learners, histories, generators):
+def save_checkpoint(path, args, learners, histories):
     """Everything that the rest of the run depends on, whole or not at all."""
     state = {
         "arguments": {name: getattr(args, name) for name in TRAINING_ARGUMENTS},
         "steps": [learner.adam.steps for learner in learners],
-        "generators": [generator.bit_generator.state for generator in generators],
+        "generators": [
+            {name: rng.bit_generator.state for name, rng in learner.generators.items()}
+            for learner in learners
+        ],
     }
     arrays = {"state": json.dumps(state), **live_arrays(learners)}
     arrays |= {f"{name}_history": history for name, history in histories.items()}
     save_npz(path, arrays)
 
 
-def load_checkpoint(path, args, learners, histories, generators):
+def load_checkpoint(path, args, learners, histories):
     """Put the state saved at `path` into the run; RunError where it does not fit."""
     arrays = load_npz(path, "checkpoint; delete it to start anew")
     try:
@@ -1020,8 +1108,9 @@ def load_checkpoint(path, args, learners, histories, generators):
             histories[name] = arrays[f"{name}_history"]
         for learner, steps in zip(learners, state["steps"], strict=True):
             learner.adam.steps = steps
-        for generator, saved in zip(generators, state["generators"], strict=True):
-            generator.bit_generator.state = saved
+        for learner, states in zip(learners, state["generators"], strict=True):
+            for name, generator in learner.generators.items():
+                generator.bit_generator.state = states[name]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{path} is no checkpoint of this run ({error}); delete it to start anew"
@@ -1041,8 +1130,8 @@ def model_arrays(args, learners, histories, full_test):
     for learner in learners:
         prefix, history = learner.name.lower(), histories[learner.name]
         for i, layer in enumerate(learner.layers):
-            W, b = layer.get_weights()
-            arrays |= {f"{prefix}_layer{i}_W": W, f"{prefix}_layer{i}_b": b}
+            for name, weights in zip("WbV", layer.get_weights(), strict=False):
+                arrays[f"{prefix}_layer{i}_{name}"] = weights
         *statistics, train_accuracy, test_accuracy, seconds = history.T
         if prefix == "ff":
             statistics = np.reshape(statistics, (len(layers), 3, len(history)))
@@ -1086,7 +1175,8 @@ def load_model(path):
         for learner in learners:
             prefix = learner.name.lower()
             for i, layer in enumerate(learner.layers):
-                layer.set_weights(*(arrays[f"{prefix}_layer{i}_{p}"] for p in "Wb"))
+                names = "WbV" if layer.V else "Wb"
+                layer.set_weights(*(arrays[f"{prefix}_layer{i}_{n}"] for n in names))
             if prefix == "bp":
                 learner.W_out.value[...] = arrays["bp_W_out"]
                 learner.b_out.value[...] = arrays["bp_b_out"]
@@ -1167,12 +1257,17 @@ def add_training_flags(parser):
     """The flags of a training run, for this script and for visualize."""
     subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
     count, positive = number(int, 1), number(float, 1e-12)
-    depth = number(int, 1, len(RECEPTIVE_FIELDS))
+    depth, at_least_0 = number(int, 1, len(RECEPTIVE_FIELDS)), number(float, 0)
     group = add_data_flags(parser)
 
     def add(flag, default, kind, help):
         help += f" (default: {default})"
         group.add_argument(flag, default=default, type=kind, help=help, metavar="N")
+
+    def choose(flag, *choices_and_help):
+        *choices, help = choices_and_help
+        help += f" (default: {choices[0]})"
+        group.add_argument(flag, default=choices[0], choices=choices, help=help)
 
     add("--train-subset", 10_000, subset, "train on the first N images")
     help = "evaluate after each epoch on the first N training and N test images"
@@ -1180,18 +1275,34 @@ def add_training_flags(parser):
     group = parser.add_argument_group("model and training")
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs", 10, count, "passes over the training images")
-    add("--n-layers", 2, depth, "locally-connected layers, 1 to 3")
+    add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
+    add("--channels", 8, count, "units at each position of a layer")
     add("--batch-size", 64, count, "images in a step")
-    add("--lr", 0.01, positive, "Adam's learning rate, for FF and BP alike")
+    add("--lr", 0.01, positive, "Adam's learning rate")
+    help = "constant, or falling linearly to 0"
+    choose("--lr-schedule", "constant", "linear", help)
+    add("--weight-decay", 0.0, at_least_0, "of weights, decoupled as in AdamW")
+    help = "mirror images at random and shift them by up to 2 pixels"
+    group.add_argument("--augment", action="store_true", help=help)
+    group = parser.add_argument_group("Forward-Forward")
+    help = "where the label enters: a block of the image, or top-down into all units"
+    choose("--label-input", "corner", "everywhere", help)
+    help = "the wrong label: any, that of highest goodness, or by softmax of goodness"
+    choose("--negatives", "uniform", "hardest", "sampled", help)
     help = "theta, the goodness between the positive and the negative samples"
     add("--threshold", 2.0, positive, help)
+    group = parser.add_argument_group("backprop")
     help = "train the same stack with backprop too"
     group.add_argument("--bp-baseline", action="store_true", help=help)
+    help = "learning rate of backprop (default: --lr)"
+    group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
 
 
 # The arguments that decide a training run: what a checkpoint has to agree on.
 TRAINING_ARGUMENTS = ("dataset", "train_subset", "eval_subset", "seed", "n_epochs")
-TRAINING_ARGUMENTS += ("n_layers", "batch_size", "lr", "threshold", "bp_baseline")
+TRAINING_ARGUMENTS += ("n_layers", "channels", "batch_size", "lr", "lr_schedule")
+TRAINING_ARGUMENTS += ("weight_decay", "augment", "threshold", "label_input")
+TRAINING_ARGUMENTS += ("negatives", "bp_baseline", "bp_lr")
 
 
 def load_data(args):
@@ -1238,21 +1349,19 @@ def run(args, data, tell, full_test=False, checkpoint=None):
             f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
             f", {layer.n_parameters():,} parameters"
         )
-    orders = [stream(args.seed, "order") for _ in learners]
-    generators = [*orders, learners[0].negatives_rng]
     histories = {
         learner.name: np.empty((0, len(learner.columns) + 3)) for learner in learners
     }
     if checkpoint and checkpoint.exists():
-        load_checkpoint(checkpoint, args, learners, histories, generators)
+        load_checkpoint(checkpoint, args, learners, histories)
         tell(f"going on from {checkpoint}")
 
     def after_epoch():
         if checkpoint:
-            save_checkpoint(checkpoint, args, learners, histories, generators)
+            save_checkpoint(checkpoint, args, learners, histories)
 
-    for learner, order in zip(learners, orders, strict=True):
-        train(learner, data, args, order, histories, after_epoch, tell)
+    for learner in learners:
+        train(learner, data, args, histories, after_epoch, tell)
 
     if full_test:
         predictions = {one.name: predict(one, test_x) for one in learners}

@@ -107,13 +107,20 @@ def main():
     labels = rng.integers(0, 10, B).astype(np.uint8)
     negatives = (labels + 1) % 10
 
-    ours = ff.ForwardForward(2, 0.01, 2.0, rng, np.random.default_rng(1))
-    our_bp = ff.Backprop(2, 0.01, rng)
-    weights = [(*layer.get_weights(), layer.field) for layer in ours.layers]
-    theirs = plain.ForwardForward(weights, 2.0, 0.01, np.float32)
-    weights = [(*layer.get_weights(), layer.field) for layer in our_bp.layers]
+    parser = ff.Parser("", "")
+    ff.add_training_flags(parser)
+    ours, our_bp = ff.make_learners(parser.parse_args(["--bp-baseline"]))
+
+    def plain_layers(layers):
+        return [
+            plain.Layer(*layer.get_weights(), layer.field, np.float32)
+            for layer in layers
+        ]
+
+    theirs = plain.ForwardForward(plain_layers(ours.layers), 2.0, 0.01, np.float32)
     readout = our_bp.W_out.value, our_bp.b_out.value
-    their_bp = plain.Backprop(weights, *readout, 0.01, np.float32)
+    layers = plain_layers(our_bp.layers)
+    their_bp = plain.Backprop(layers, *readout, 0.01, np.float32)
 
     rate = large_matmul_rate()
     ff_plain, ff_ours, bp_plain, bp_ours = in_turn(

@@ -37,23 +37,43 @@ def im2col(x, field):
 
 
 class Layer:
-    """Weights W (positions, K, channels) and biases b (positions, channels)."""
+    """Weights W (positions, K, channels) and biases b (positions, channels).
 
-    def __init__(self, W, b, field, dtype):
+    And, with top-down weights, V (10, positions, channels): one for each label.
+    """
+
+    def __init__(self, W, b, field, dtype, V=None):
         self.side, self.field = len(W), field
         self.W = W.reshape(-1, *W.shape[2:]).astype(dtype)
         self.b = b.reshape(len(self.W), -1).astype(dtype)
+        self.V = None if V is None else V.reshape(10, *self.b.shape).astype(dtype)
 
-    def forward(self, x):
+    def parameters(self):
+        return [self.W, self.b] if self.V is None else [self.W, self.b, self.V]
+
+    def forward(self, x, labels=None):
         """Activities (positions, B, channels); keeps what the gradients need."""
-        self.x, self.columns = x, im2col(x, self.field)
-        return np.maximum(self.columns @ self.W + self.b[:, None], 0)
+        self.x, self.labels, self.columns = x, labels, im2col(x, self.field)
+        u = self.columns @ self.W + self.b[:, None]
+        if self.V is not None:
+            u = u + self.V[labels].transpose(1, 0, 2)
+        return np.maximum(u, 0)
 
     def maps(self, h):
         return h.reshape(self.side, self.side, h.shape[1], -1).transpose(2, 0, 1, 3)
 
+    def normalised(self, h):
+        """The next layer's input: maps divided by their root mean square."""
+        return self.maps(h) / np.sqrt(goodness(h))[:, None, None, None]
+
     def weight_gradient(self, du):
-        return self.columns.transpose(0, 2, 1) @ du, du.sum(axis=1)
+        """Of each of parameters()."""
+        gradients = [self.columns.transpose(0, 2, 1) @ du, du.sum(axis=1)]
+        if self.V is not None:
+            gradients.append(np.zeros_like(self.V))
+            for i, label in enumerate(self.labels):
+                gradients[2][label] += du[:, i]
+        return gradients
 
     def input_gradient(self, du):
         """col2im of W du: (positions, B, channels) -> (B, H, W, C)."""
@@ -94,70 +114,71 @@ def ff_loss(g_positive, g_negative, threshold):
 
 
 class ForwardForward:
-    """weights: a (W, b, field) for each layer, W (side, side, K, channels)."""
+    """layers: of this module; the label is in their V, or else in the image's corner."""
 
-    def __init__(self, weights, threshold, learning_rate, dtype):
-        self.layers = [Layer(*layer, dtype) for layer in weights]
-        self.threshold, self.dtype = threshold, dtype
+    def __init__(self, layers, threshold, learning_rate, dtype):
+        self.layers, self.threshold, self.dtype = layers, threshold, dtype
+        self.top_down = layers[0].V is not None
         self.adams = [
-            [Adam(p.shape, dtype, learning_rate) for p in (layer.W, layer.b)]
+            [Adam(p.shape, dtype, learning_rate) for p in layer.parameters()]
             for layer in self.layers
         ]
 
-    def gradient(self, layer, x, sign):
-        """Gradient of W and b for the loss of one pass, and the pass's goodness."""
-        h = layer.forward(x)
+    def with_labels(self, images, labels):
+        return images if self.top_down else with_labels(images, labels)
+
+    def gradient(self, layer, x, labels, sign):
+        """The gradients of one pass's loss, the pass's activity and its goodness."""
+        h = layer.forward(x, labels)
         g = goodness(h)
         dloss_dg = -sign / (1 + np.exp(sign * (g - self.threshold))) / (2 * len(x))
         du = dloss_dg[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
-        return layer.weight_gradient(du), g
+        return layer.weight_gradient(du), h, g
 
     def train_step(self, images, labels, negatives, refresh=True):
         """refresh: the next layer's input comes from a forward after the update."""
         images = normalise(images, self.dtype)
-        positive, negative = with_labels(images, labels), with_labels(images, negatives)
+        positive = self.with_labels(images, labels)
+        negative = self.with_labels(images, negatives)
         statistics = []
-        for layer, adams in zip(self.layers, self.adams):
-            (dW, db), g_positive = self.gradient(layer, positive, 1)
-            before = (
-                [(layer.forward(x)) for x in (positive, negative)]
-                if not refresh
-                else None
-            )
-            (dW2, db2), g_negative = self.gradient(layer, negative, -1)
-            adams[0].step(layer.W, dW + dW2)
-            adams[1].step(layer.b, db + db2)
+        for layer, adams in zip(self.layers, self.adams, strict=True):
+            dp, h_positive, g_positive = self.gradient(layer, positive, labels, 1)
+            dn, h_negative, g_negative = self.gradient(layer, negative, negatives, -1)
+            for adam, p, a, b in zip(adams, layer.parameters(), dp, dn, strict=True):
+                adam.step(p, a + b)
             loss = ff_loss(g_positive, g_negative, self.threshold)
             statistics += [loss, g_positive.mean(), g_negative.mean()]
-            after = (
-                [layer.forward(x) for x in (positive, negative)] if refresh else before
-            )
-            positive, negative = (
-                layer.maps(h) / np.sqrt(goodness(h))[:, None, None, None] for h in after
-            )
+            if refresh:
+                h_positive = layer.forward(positive, labels)
+                h_negative = layer.forward(negative, negatives)
+            positive = layer.normalised(h_positive)
+            negative = layer.normalised(h_negative)
         return np.array(statistics)
 
     def label_goodness(self, images):
         images = normalise(images, self.dtype)
         scores = np.empty((len(self.layers), 10, len(images)), self.dtype)
         for label in range(10):
-            x = with_labels(images, [label] * len(images))
+            labels = [label] * len(images)
+            x = self.with_labels(images, labels)
             for i, layer in enumerate(self.layers):
-                h = layer.forward(x)
-                scores[i, label] = g = goodness(h)
-                x = layer.maps(h) / np.sqrt(g)[:, None, None, None]
+                h = layer.forward(x, labels)
+                scores[i, label] = goodness(h)
+                x = layer.normalised(h)
         return scores
 
     def predict(self, images):
         scores = self.label_goodness(images)
-        return (scores[1:] if len(scores) > 1 else scores).sum(axis=0).argmax(axis=0)
+        if len(scores) > 1 and not self.top_down:
+            scores = scores[1:]
+        return scores.sum(axis=0).argmax(axis=0)
 
 
 class Backprop:
-    """The stack of `weights` under a readout W_out (flat, 10), b_out (10,)."""
+    """The layers, of this module, under a readout W_out (flat, 10), b_out (10,)."""
 
-    def __init__(self, weights, W_out, b_out, learning_rate, dtype):
-        self.layers = [Layer(*layer, dtype) for layer in weights]
+    def __init__(self, layers, W_out, b_out, learning_rate, dtype):
+        self.layers = layers
         self.W_out, self.b_out, self.dtype = (
             W_out.astype(dtype),
             b_out.astype(dtype),
@@ -166,7 +187,7 @@ class Backprop:
         self.adams = [Adam(p.shape, dtype, learning_rate) for p in self.parameters()]
 
     def parameters(self):
-        stack = [p for layer in self.layers for p in (layer.W, layer.b)]
+        stack = [p for layer in self.layers for p in layer.parameters()]
         return [*stack, self.W_out, self.b_out]
 
     def forward(self, images):

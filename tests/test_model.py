@@ -32,18 +32,20 @@ class Keep:
 
     def of(self, layer):
         """The layer's gradients, position by position, as get_weights() has weights."""
-        W, b = layer.W.value.copy(), layer.b.value.copy()
-        for parameter in (layer.W, layer.b):
+        values = [parameter.value.copy() for parameter in layer.parameters()]
+        for parameter in layer.parameters():
             parameter.value[...] = self.gradients[id(parameter)]
         gradients = layer.get_weights()
-        layer.W.value[...], layer.b.value[...] = W, b
+        for parameter, value in zip(layer.parameters(), values, strict=True):
+            parameter.value[...] = value
         return gradients
 
 
 def make_layer(shape, seed=0, **flags):
     rng = np.random.default_rng(seed)
     layer = ff.LocallyConnected(rng, *shape, **flags)
-    layer.b.value[...] = 0.1 * rng.standard_normal(layer.b.value.shape)
+    for parameter in layer.parameters()[1:]:
+        parameter.value[...] = 0.1 * rng.standard_normal(parameter.value.shape)
     return layer, rng
 
 
@@ -80,13 +82,22 @@ def random_images(rng, B):
     return rng.integers(0, 256, (B, 32, 32, 3), dtype=np.uint8)
 
 
-def plain_layers(learner):
-    return [(*layer.get_weights(), layer.field) for layer in learner.layers]
+def plain_layer(layer):
+    """The same layer in plain float64."""
+    W, b, *V = layer.get_weights()
+    return plain.Layer(W, b, layer.field, np.float64, *V)
 
 
-def make_ff(n_layers=2, seed=0, lr=0.01, theta=2.0):
-    rng = np.random.default_rng(seed)
-    return ff.ForwardForward(n_layers, lr, theta, rng, np.random.default_rng(seed + 1))
+def make_learners(**flags):
+    """FF and BP as the command line makes them."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    parser = ff.Parser("", "")
+    ff.add_training_flags(parser)
+    return ff.make_learners(parser.parse_args(["--bp-baseline", *flags]))
+
+
+def make_ff(**flags):
+    return make_learners(**flags)[0]
 
 
 # ------------------------------------------------------------------ the layer
@@ -96,7 +107,7 @@ def test_plain_layer_agrees_with_loops_over_single_numbers():
     layer, rng = make_layer((7, 2, 3, 2))
     x = rng.standard_normal((2, 7, 7, 2))
     W, b = layer.get_weights()
-    oracle = plain.Layer(W, b, 3, np.float64)
+    oracle = plain_layer(layer)
     h = oracle.maps(oracle.forward(x))
     np.testing.assert_allclose(h, loops_forward(x, W, b, 3), rtol=1e-12)
 
@@ -105,7 +116,7 @@ def test_plain_layer_agrees_with_loops_over_single_numbers():
 @pytest.mark.parametrize("B", [1, 5])
 def test_layer_forward_and_all_gradients_agree_with_float64(shape, B):
     layer, rng = make_layer(shape)
-    oracle = plain.Layer(*layer.get_weights(), layer.field, np.float64)
+    oracle = plain_layer(layer)
     x = rng.standard_normal((B, shape[0], shape[0], shape[1]), np.float32)
     h = as_positions(layer.forward(x), layer)[:, 0]
     expected = oracle.forward(x.astype(np.float64))
@@ -124,10 +135,13 @@ def test_layer_forward_and_all_gradients_agree_with_float64(shape, B):
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @pytest.mark.parametrize("differs", [(3, 10), (1, 2), (99, 99)])
 @pytest.mark.parametrize("P", [2, 4])
-def test_passes_that_differ_in_a_corner_agree_with_separate_passes(shape, differs, P):
+@pytest.mark.parametrize("top_down", [False, True])
+def test_passes_that_differ_in_a_corner_agree_with_separate_passes(
+    shape, differs, P, top_down
+):
     side, depth = shape[:2]
-    layer, rng = make_layer(shape, differs=differs)
-    oracle = plain.Layer(*layer.get_weights(), layer.field, np.float64)
+    layer, rng = make_layer(shape, differs=differs, top_down=top_down)
+    oracle = plain_layer(layer)
     B = 3
     x = np.empty((P, B, side, side, depth), np.float32)
     x[:] = rng.standard_normal(x.shape[1:])
@@ -135,30 +149,31 @@ def test_passes_that_differ_in_a_corner_agree_with_separate_passes(shape, differ
     corner[:] = rng.standard_normal(corner.shape)
     scale = rng.uniform(0.5, 2, (P, B)).astype(np.float32)
     others = x[1:, :, : layer.sees[0], : layer.sees[1]]
-    h = as_positions(layer.forward(x[0], others, scale), layer)
+    labels = rng.integers(0, 10, (P, B))
+    h = as_positions(layer.forward(x[0], labels, others, scale), layer)
 
     factor = rng.standard_normal((P, B)).astype(np.float32)
     du = rng.standard_normal(h.shape)
     keep = Keep()
     layer.backward(as_tiles(du, layer), keep, factor)
-    dW, db = 0, 0
+    gradients = [0] * len(layer.parameters())
     for p in range(P):
-        expected = oracle.forward(x[p].astype(float) * scale[p][:, None, None, None])
+        x_p = x[p].astype(float) * scale[p][:, None, None, None]
+        expected = oracle.forward(x_p, labels[p])
         np.testing.assert_allclose(h[:, p], expected, rtol=1e-5, atol=1e-5)
-        d = oracle.weight_gradient(du[:, p] * factor[p][None, :, None])
-        dW, db = dW + d[0], db + d[1]
-    found = keep.of(layer)
-    np.testing.assert_allclose(found[0].reshape(dW.shape), dW, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found[1].reshape(db.shape), db, rtol=1e-4, atol=1e-4)
+        of_pass = oracle.weight_gradient(du[:, p] * factor[p][None, :, None])
+        gradients = [a + b for a, b in zip(gradients, of_pass, strict=True)]
+    for found, wanted in zip(keep.of(layer), gradients, strict=True):
+        found = found.reshape(wanted.shape)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_survive_the_way_into_tiles_and_back():
     for shape in SHAPES:
-        layer, rng = make_layer(shape)
-        W, b = layer.get_weights()
-        W, b = rng.standard_normal(W.shape), rng.standard_normal(b.shape)
-        layer.set_weights(W, b)
-        for found, wanted in zip(layer.get_weights(), (W, b), strict=True):
+        layer, rng = make_layer(shape, top_down=True)
+        weights = [rng.standard_normal(w.shape) for w in layer.get_weights()]
+        layer.set_weights(*weights)
+        for found, wanted in zip(layer.get_weights(), weights, strict=True):
             np.testing.assert_array_equal(found, wanted.astype(np.float32))
 
 
@@ -213,103 +228,135 @@ def test_label_block_is_three_rows_of_minus_one_with_the_labels_column_at_one():
         np.testing.assert_array_equal(coded[label, :, 10:], pixels[label, :, 10:])
 
 
-class Recorded(ff.ForwardForward):
-    """Forward-Forward that keeps the labels of its passes instead of computing."""
-
-    def forward(self, images, labels):
-        self.passes = labels.copy()
-        return []
-
-
-def test_negative_labels_are_never_true_and_uniform_over_the_other_nine():
-    rng = np.random.default_rng(0)
-    learner = Recorded(1, 0.01, 2.0, rng, np.random.default_rng(1))
+def count_negatives(learner, draws, image):
+    """How often each label (column) is drawn for each true one (row)."""
     counts = np.zeros((10, 10))
-    for _ in range(200):
-        labels = rng.integers(0, 10, 1000).astype(np.uint8)
-        learner.train_step(np.empty((1000, 0)), labels)
-        positive, negative = learner.passes
-        np.testing.assert_array_equal(positive, labels)
-        np.add.at(counts, (labels, negative), 1)
+    rng = np.random.default_rng(0)
+    images = np.repeat(image[None], 100, axis=0)
+    for _ in range(draws // 100):
+        labels = rng.integers(0, 10, 100).astype(np.uint8)
+        np.add.at(counts, (labels, learner.wrong_labels(images, labels)), 1)
+    return counts
+
+
+def chi_squared(counts, expected):
+    return ((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+
+
+def test_uniform_negatives_are_never_true_and_uniform_over_the_other_nine():
+    counts = count_negatives(make_ff(), 100_000, np.zeros((32, 32, 3), np.uint8))
     assert not counts.diagonal().any()
-    others = counts[~np.eye(10, dtype=bool)]
-    expected = counts.sum() / 90
-    # Chi-squared with 80 degrees of freedom: above 150 with probability 4e-6.
-    assert ((others - expected) ** 2 / expected).sum() < 150
+    expected = (1 - np.eye(10)) * counts.sum(axis=1, keepdims=True) / 9
+    # With 80 degrees of freedom it is above 150 with probability 4e-6.
+    assert chi_squared(counts, expected) < 150
+
+
+@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
+def test_hard_negatives_are_never_true_and_follow_the_goodness(label_input):
+    rng = np.random.default_rng(2)
+    images, labels = random_images(rng, 40), rng.integers(0, 10, 40)
+    learner = make_ff(negatives="hardest", label_input=label_input)
+    for _ in range(3):
+        learner.train_step(images, labels)
+    scores = learner.label_goodness(images)[learner.scored].sum(axis=0)
+    wrong = np.where(np.arange(10)[:, None] == labels, -np.inf, scores)
+    found = learner.wrong_labels(images, labels)
+    np.testing.assert_array_equal(found, wrong.argmax(axis=0))
+
+    learner.negatives = "sampled"
+    counts = count_negatives(learner, 2000, images[0])
+    assert not counts.diagonal().any()
+    expected = np.exp(scores[:, 0] / ff.NEGATIVE_TEMPERATURE) * (1 - np.eye(10))
+    expected /= expected.sum(axis=1, keepdims=True)
+    assert np.ptp(expected[~np.eye(10, dtype=bool)]) > 0.05, "not a uniform case"
+    assert chi_squared(counts, expected * counts.sum(axis=1, keepdims=True)) < 150
 
 
 # ------------------------------------------------------------------------- FF
 
 
-def negatives_of(learner, labels):
-    """The wrong labels that the next train_step will draw."""
-    rng = np.random.default_rng()
-    rng.bit_generator.state = learner.negatives_rng.bit_generator.state
-    return (labels + rng.integers(1, 10, len(labels), np.uint8)) % 10
+def negatives_of(learner, images, labels):
+    """The wrong labels that the next train_step will choose."""
+    generator = learner.generators["negatives"].bit_generator
+    state = generator.state
+    negatives = learner.wrong_labels(images, labels)
+    generator.state = state
+    return negatives
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 @pytest.mark.parametrize("B", [1, 7])
-def test_ff_steps_and_predictions_agree_with_the_plain_model(n_layers, B):
-    learner = make_ff(n_layers, lr=1e-3)
-    oracle = plain.ForwardForward(plain_layers(learner), 2.0, 1e-3, np.float64)
+@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
+@pytest.mark.parametrize("negatives", ["uniform", "sampled"])
+def test_ff_steps_and_predictions_agree_with_the_plain_model(
+    n_layers, B, label_input, negatives
+):
+    flags = {"label_input": label_input, "negatives": negatives}
+    learner = make_ff(n_layers=n_layers, lr=1e-3, **flags)
+    layers = [plain_layer(layer) for layer in learner.layers]
+    oracle = plain.ForwardForward(layers, 2.0, 1e-3, np.float64)
     rng = np.random.default_rng(5)
     for _ in range(3):
         images = random_images(rng, B)
         labels = rng.integers(0, 10, B).astype(np.uint8)
-        negatives = negatives_of(learner, labels)
+        wrong = negatives_of(learner, images, labels)
         found = learner.train_step(images, labels)
-        wanted = oracle.train_step(images, labels, negatives, refresh=False)
+        wanted = oracle.train_step(images, labels, wrong, refresh=False)
         np.testing.assert_allclose(found, wanted, rtol=2e-4)
         for layer, truth in zip(learner.layers, oracle.layers, strict=True):
-            W, b = layer.get_weights()
-            # Adam's first steps have the size of the learning rate whatever the
-            # gradient: where that is tiny, rounding decides. Most agree far better.
-            error = np.abs(W.reshape(truth.W.shape) - truth.W)
-            assert error.max() < 2e-4
-            assert error.mean() < 1e-7
-            assert np.abs(b.reshape(truth.b.shape) - truth.b).max() < 2e-4
+            weights = zip(layer.get_weights(), truth.parameters(), strict=True)
+            for found, wanted in weights:
+                # Adam's first steps have the size of the learning rate whatever the
+                # gradient: where that is tiny, rounding decides. Most agree far better.
+                error = np.abs(found.reshape(wanted.shape) - wanted)
+                assert error.max() < 2e-4
+                assert error.mean() < 1e-6
     images = random_images(rng, 9)
     found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     np.testing.assert_array_equal(learner.predict(images), oracle.predict(images))
 
 
-def test_ff_gradient_agrees_with_the_plain_gradient_and_central_differences():
-    learner = make_ff()
+@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
+def test_ff_gradient_agrees_with_central_differences(label_input):
+    learner = make_ff(label_input=label_input)
     rng = np.random.default_rng(6)
     B = 6
     images = random_images(rng, B)
     labels = rng.integers(0, 10, B).astype(np.uint8)
-    negatives = negatives_of(learner, labels)
-    weights = plain_layers(learner)
+    for layer in learner.layers:
+        if layer.V:
+            layer.V.value[:] = 0.1 * rng.standard_normal(layer.V.value.shape)
+    negatives = negatives_of(learner, images, labels)
+    oracles = [plain_layer(layer) for layer in learner.layers]
     learner.adam = Keep()
     learner.train_step(images, labels)
 
-    x = plain.normalise(images, np.float64)
-    inputs = [plain.with_labels(x, labels), plain.with_labels(x, negatives)]
-    for layer, (W, b, field) in zip(learner.layers, weights, strict=True):
-        dW, db = learner.adam.of(layer)
+    inputs = [plain.normalise(images, np.float64)] * 2
+    if label_input == "corner":
+        inputs = [plain.with_labels(inputs[0], y) for y in (labels, negatives)]
+    for layer, oracle in zip(learner.layers, oracles, strict=True):
 
-        def loss(W, b, inputs=inputs, field=field):
-            oracle = plain.Layer(W, b, field, np.float64)
-            g = [plain.goodness(oracle.forward(x)) for x in inputs]
-            return plain.ff_loss(*g, 2.0)
+        def activities(oracle=oracle, inputs=inputs):
+            passes = zip(inputs, (labels, negatives), strict=True)
+            return [oracle.forward(x, y) for x, y in passes]
 
-        W, b = W.astype(float), b.astype(float)
-        for _ in range(3):
-            vW, vb = rng.standard_normal(W.shape), rng.standard_normal(b.shape)
-            e = 1e-5
-            change = loss(W + e * vW, b + e * vb) - loss(W - e * vW, b - e * vb)
-            slope = (dW * vW).sum() + (db * vb).sum()
-            np.testing.assert_allclose(change / (2 * e), slope, rtol=1e-4, atol=1e-7)
+        def loss(activities=activities):
+            return plain.ff_loss(*(plain.goodness(h) for h in activities()), 2.0)
 
-        oracle = plain.Layer(W, b, field, np.float64)
-        activities = [oracle.forward(x) for x in inputs]
-        inputs = [
-            oracle.maps(h) / np.sqrt(plain.goodness(h))[:, None, None, None]
-            for h in activities
-        ]
+        for p, gradient in zip(
+            oracle.parameters(), learner.adam.of(layer), strict=True
+        ):
+            direction = rng.standard_normal(p.shape)
+            e = 1e-6
+            p += e * direction
+            above = loss()
+            p -= 2 * e * direction
+            change = above - loss()
+            p += e * direction
+            slope = (gradient.reshape(p.shape) * direction).sum()
+            np.testing.assert_allclose(change / (2 * e), slope, rtol=1e-4, atol=1e-8)
+        inputs = [oracle.normalised(h) for h in activities()]
 
 
 def test_training_and_prediction_use_the_same_goodness():
@@ -326,14 +373,18 @@ def test_training_and_prediction_use_the_same_goodness():
         np.testing.assert_allclose(g[1], scores[i, negatives, np.arange(5)], rtol=1e-5)
 
 
-def test_prediction_leaves_layer_0_out_unless_it_is_the_only_one():
+def test_prediction_leaves_layer_0_out_unless_it_is_alone_or_sees_the_label():
     rng = np.random.default_rng(9)
     images = random_images(rng, 20)
     for n_layers in (1, 2, 3):
-        learner = make_ff(n_layers)
+        learner = make_ff(n_layers=n_layers)
         scores = learner.label_goodness(images)
         used = scores if n_layers == 1 else scores[1:]
         wanted = used.sum(axis=0).argmax(axis=0)
+        np.testing.assert_array_equal(learner.predict(images), wanted)
+        learner = make_ff(n_layers=n_layers, label_input="everywhere")
+        learner.train_step(images, np.arange(20) % 10)
+        wanted = learner.label_goodness(images).sum(axis=0).argmax(axis=0)
         np.testing.assert_array_equal(learner.predict(images), wanted)
 
 
@@ -342,12 +393,13 @@ def test_prediction_leaves_layer_0_out_unless_it_is_the_only_one():
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 def test_bp_gradient_of_every_parameter_agrees_with_float64_and_differences(n_layers):
-    learner = ff.Backprop(n_layers, 0.01, np.random.default_rng(0))
+    learner = make_learners(n_layers=n_layers)[1]
     rng = np.random.default_rng(1)
     B = 6
     images, labels = random_images(rng, B), rng.integers(0, 10, B)
     W_out, b_out = learner.W_out.value, learner.b_out.value
-    oracle = plain.Backprop(plain_layers(learner), W_out, b_out, 0.01, np.float64)
+    layers = [plain_layer(layer) for layer in learner.layers]
+    oracle = plain.Backprop(layers, W_out, b_out, 0.01, np.float64)
     wanted = oracle.gradients(images, labels)
     keep = learner.adam = Keep()
     loss = learner.train_step(images, labels)
@@ -371,9 +423,10 @@ def test_bp_gradient_of_every_parameter_agrees_with_float64_and_differences(n_la
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_bp_steps_and_predictions_agree_with_the_plain_model(n_layers):
-    learner = ff.Backprop(n_layers, 1e-3, np.random.default_rng(0))
+    learner = make_learners(n_layers=n_layers, lr=1e-3)[1]
+    layers = [plain_layer(layer) for layer in learner.layers]
     oracle = plain.Backprop(
-        plain_layers(learner),
+        layers,
         learner.W_out.value,
         learner.b_out.value,
         1e-3,
@@ -419,3 +472,44 @@ def test_adam_keeps_no_denormal_numbers_for_units_that_died():
         assert not ((size > 0) & (size < np.finfo(np.float32).tiny)).any()
     assert not parameter.m.any()
     assert np.isfinite(parameter.value).all()
+
+
+def test_weight_decay_shrinks_weights_but_neither_biases_nor_zero_rates():
+    adam = ff.Adam(0.1, total_steps=2, weight_decay=0.5)
+    weights = ff.Parameter(np.ones(3, np.float32), decays=True)
+    biases = ff.Parameter(np.ones(3, np.float32))
+    rates = []
+    for _ in range(2):
+        adam.begin_step()
+        adam.update(weights, np.zeros(3, np.float32))
+        adam.update(biases, np.zeros(3, np.float32))
+        rates.append(float(weights.value[0]))
+    np.testing.assert_allclose(rates, [0.95, 0.95 * 0.975], rtol=1e-6)
+    np.testing.assert_array_equal(biases.value, 1)
+
+
+def test_linear_schedule_takes_equal_cuts_down_to_the_last_step():
+    adam = ff.Adam(1.0, total_steps=4)
+    parameter, steps = ff.Parameter(np.zeros(1, np.float32)), []
+    for _ in range(4):
+        before = float(parameter.value[0])
+        adam.begin_step()
+        adam.update(parameter, np.ones(1, np.float32))
+        steps.append(before - float(parameter.value[0]))
+    np.testing.assert_allclose(steps, [1, 0.75, 0.5, 0.25], rtol=1e-4)
+
+
+def test_augmentation_mirrors_and_shifts_by_up_to_two_pixels_at_random():
+    rng = np.random.default_rng(0)
+    image = random_images(rng, 1)[0]
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    variants = {}
+    for i, j in np.ndindex(5, 5):
+        crop = padded[i : i + 32, j : j + 32]
+        variants[crop.tobytes()] = i, j, 0
+        variants[crop[:, ::-1].tobytes()] = i, j, 1
+    images = ff.augment(np.repeat(image[None], 2000, axis=0), rng)
+    assert images.dtype == np.uint8
+    seen = [variants[x.tobytes()] for x in images]
+    counts = np.bincount([i * 10 + j * 2 + k for i, j, k in seen], minlength=50)
+    assert counts.min() > 15  # of 40 expected, with a deviation of 6
