@@ -622,7 +622,7 @@ class LocallyConnected:
         """The activity of all passes in tiles, (T, T, P, B, N).
 
         x (B, in_side, in_side, in_depth): the input of the first pass
-        labels (P, B): the label of each pass; None: one pass, without a label
+        labels (P, B) or (P, 1): the label of each pass; None: one, without a label
         others (P-1, B, *self.sees, in_depth): that of the others, in the corner
         scale (P, B): a factor for each pass's inputs
         The array is written over by the next call; the inputs are kept for backward().
@@ -646,13 +646,13 @@ class LocallyConnected:
             if P > 1 and rows.start < r:
                 y = self.others[rows]
                 y.reshape(corner_windows[rows].shape)[:] = corner_windows[rows]
-                own = u[: len(y), :c, 1:]
-                own[:] = (y @ W[rows][: len(y), :c]).reshape(own.shape)
+                own = u[: len(y), :c, 1:].reshape(*y.shape[:3], -1)  # a view
+                np.matmul(y, W[rows][: len(y), :c], out=own)
             if scale is not None:
                 u *= scale[:, :, None]
             if self.V:
                 biases = b[rows, :, None] + self.V.value[rows]
-                u += np.take(biases, labels, axis=2, out=scratch("V", *u.shape))
+                u += np.take(biases, labels, axis=2)
             else:
                 u += b[rows, :, None, None]
             np.maximum(u, 0, out=u)
@@ -786,7 +786,7 @@ class ForwardForward:
     def forward(self, images, labels):
         """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
 
-        images uint8 (B, H, W, 3); labels (P, B), the label of each in each pass
+        images uint8 (B, H, W, 3); labels (P, B) or (P, 1), those of each pass
         """
         x, others, scale = normalise(images), None, None
         if self.label_input == "corner":
@@ -850,8 +850,8 @@ class ForwardForward:
 
     def label_goodness(self, images):
         """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        labels = np.repeat(np.arange(N_CLASSES)[:, None], len(images), axis=1)
-        return np.stack([g for _, _, g in self.forward(images, labels)])
+        passes = self.forward(images, np.arange(N_CLASSES)[:, None])
+        return np.stack([g for _, _, g in passes])
 
     def predict(self, images):
         """The labels of highest goodness, summed over the scored layers."""
