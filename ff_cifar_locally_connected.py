@@ -64,7 +64,7 @@ KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
 CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 
 TIMEOUT = 10.0  # seconds without a single byte from a server
-FLOOR_SPEED, FLOOR_SECONDS = 200e3, 10.0  # bytes/s, judged over this many seconds
+FLOOR_SPEED, FLOOR_SECONDS = 100e3, 10.0  # bytes/s, judged over this many seconds
 RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
 MAX_ARCHIVE = 400_000_000  # bytes, downloaded or unpacked; the real ones have < 190e6
 MAX_PNG = 20_000  # bytes read of one image; the real ones have about 2,300
@@ -73,29 +73,67 @@ MAX_PNG = 20_000  # bytes read of one image; the real ones have about 2,300
 class RunError(Exception):
     """A failure the user can mend; its text is the one line that is printed."""
 
-
-def say(line):
-    """Tell the user something about the run that is not a result (to stderr)."""
-    print(line, file=sys.stderr, flush=True)
+    def __init__(self, text):
+        super().__init__(" ".join(text.split()))
 
 
 def show_progress(text):
     """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
     if sys.stderr.isatty():
         end = "" if text else "\r"
-        print(f"\r{text:<78}", end=end, file=sys.stderr, flush=True)
+        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
+
+
+def say(line):
+    """Tell the user something about the run that is not a result (to stderr)."""
+    show_progress("")
+    print(line, file=sys.stderr, flush=True)
 
 
 def save_npz(path, arrays):
-    """Write an uncompressed .npz: whole at `path`, or nothing, and `path` as it was."""
+    """Write an uncompressed .npz: whole at `path`, or RunError and `path` as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise RunError(
+                f"cannot write {path}: {reason}; make room, or choose another folder"
+            ) from error
         raise
+
+
+def read_npz(file):
+    """The arrays of an uncompressed .npz file; nothing is unpickled."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("expected an uncompressed .npz file")
+            data = io.BytesIO(archive.read(member))  # checks the CRC of the member
+            array = np.lib.format.read_array(data, allow_pickle=False)
+            arrays[member.filename.removesuffix(".npy")] = array
+    return arrays
+
+
+def check_like(arrays, expected):
+    """ValueError unless `arrays` has the names, shapes and types of `expected`."""
+    if different := sorted(arrays.keys() ^ expected.keys()):
+        raise ValueError(f"missing or not expected: {', '.join(different)}")
+    for name, array in expected.items():
+        found, array = arrays[name], np.asarray(array)
+        text = found.dtype.kind == array.dtype.kind == "U"  # of any length
+        if found.shape != array.shape or not (text or found.dtype == array.dtype):
+            raise ValueError(
+                f"{name}: expected {array.dtype} {array.shape}, "
+                f"came {found.dtype} {found.shape}"
+            )
 
 
 # --------------------------------------------------------------------- data
@@ -113,31 +151,31 @@ def load_cifar10(cache_dir=None):
     folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
     cached = folder / "cifar10.npz"
     tried = []
-    try:
-        for source, read in (
-            (cached, read_npz),
-            (folder / "cifar-10-binary.tar.gz", read_toronto),
-            (folder / "cifar10.zip", read_kaggle),
-            (TORONTO_URL, read_toronto),
-            (KAGGLE_URL, read_kaggle),
-        ):
+    for source, read in (
+        (cached, read_npz),
+        (folder / "cifar-10-binary.tar.gz", read_toronto),
+        (folder / "cifar10.zip", read_kaggle),
+        (TORONTO_URL, read_toronto),
+        (KAGGLE_URL, read_kaggle),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             if isinstance(source, Path) and not source.exists():
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                arrays = read_source(source, read, folder)
-            except RunError as error:
-                tried.append(str(error))
-                say(f"gave up on {error}")
-                continue
-            if source != cached:
-                save_npz(cached, arrays)
-            return tuple(arrays[name] for name in ARRAYS)
-    except OSError as error:
-        raise RunError(
-            f"cannot use the cache folder {folder}: {error}; choose another with "
-            "--cache-dir"
-        ) from error
+            arrays = read_source(source, read, folder)
+        except RunError as error:
+            tried.append(str(error))
+            say(f"gave up on {error}")
+            continue
+        except OSError as error:  # a full disk, no permission
+            raise RunError(
+                f"cannot get {source} into the cache folder {folder}: {error}; "
+                "choose another with --cache-dir"
+            ) from error
+        if source != cached:
+            save_npz(cached, arrays)
+            say(f"made {cached} from {source}")
+        return tuple(arrays[name] for name in empty_arrays())
     raise RunError(
         f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
         f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
@@ -151,106 +189,85 @@ def read_source(source, read, folder):
     with open(source, "rb") if is_file else tempfile.TemporaryFile(dir=folder) as file:
         if not is_file:
             download(source, file)
+            file.seek(0)
+        show_progress(f"reading {source}")
         try:
-            return check_digest(read(file))
+            arrays = read(file)
+            check_like(arrays, empty_arrays())
+            digest = hashlib.sha256()
+            for name in empty_arrays():
+                digest.update(arrays[name])
+            if digest.hexdigest() != CIFAR_SHA256:
+                raise ValueError(
+                    f"expected SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
+                )
         except Exception as error:  # parsers raise anything on damaged bytes
             raise RunError(f"{source}: {error or type(error).__name__}") from error
+        show_progress("")
+        return arrays
 
 
-ARRAYS = "train_x", "train_y", "test_x", "test_y"
-
-
-def check_digest(arrays):
-    """`arrays` if they are CIFAR-10 to the last bit; else ValueError."""
-    digest = hashlib.sha256()
-    for name in ARRAYS:
-        digest.update(np.ascontiguousarray(arrays[name], np.uint8))
-    if digest.hexdigest() != CIFAR_SHA256:
-        raise ValueError(
-            f"expected CIFAR-10 with SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
-        )
-    return arrays
-
-
-def read_npz(file):
-    """The arrays of an uncompressed .npz file; nothing is unpickled."""
-    with np.load(file, allow_pickle=False) as archive:
-        members = archive.zip.infolist()
-        if any(m.file_size != m.compress_size for m in members):
-            raise ValueError("expected an uncompressed .npz file")
-        return {name: archive[name] for name in archive.files}
-
-
-class Bounded(io.RawIOBase):
-    """Reads `file`, but no more than `limit` bytes: a bomb ends in a ValueError."""
-
-    def __init__(self, file, limit):
-        self.file, self.left = file, limit
-
-    def read(self, size=-1):
-        data = self.file.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
-        self.left -= len(data)
-        if self.left < 0:
-            raise ValueError(f"unpacks to more than {MAX_ARCHIVE} bytes")
-        return data
+def empty_arrays():
+    """The four arrays by name, in the order of the digest, for a reader to fill."""
+    return {
+        "train_x": np.empty((N_TRAIN, *IMAGE_SHAPE), np.uint8),
+        "train_y": np.empty(N_TRAIN, np.uint8),
+        "test_x": np.empty((N_TEST, *IMAGE_SHAPE), np.uint8),
+        "test_y": np.empty(N_TEST, np.uint8),
+    }
 
 
 def read_toronto(file):
     """The arrays in Toronto's pickle-free archive: label byte, then R, G, B planes."""
-    batches = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-    wanted = [f"cifar-10-batches-bin/{batch}" for batch in batches]
-    expected = {name: N_TRAIN // 5 * (1 + SIDE * SIDE * DEPTH) for name in wanted[:5]}
-    expected[wanted[5]] = N_TEST * (1 + SIDE * SIDE * DEPTH)
-    found = {}
-    unpacked = Bounded(gzip.GzipFile(fileobj=file), MAX_ARCHIVE)
-    with tarfile.open(fileobj=unpacked, mode="r|") as archive:
+    unpacked = gzip.GzipFile(fileobj=file).read(MAX_ARCHIVE + 1)
+    if len(unpacked) > MAX_ARCHIVE:
+        raise ValueError(f"unpacks to more than {MAX_ARCHIVE} bytes")
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    batches = {f"cifar-10-batches-bin/{name}.bin": b"" for name in names}
+    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r|") as archive:
         for member in archive:
-            name = member.name
-            if name not in expected:
-                continue
-            if not member.isreg() or name in found or member.size != expected[name]:
-                raise ValueError(f"{name} is not one file of {expected[name]} bytes")
-            found[name] = np.frombuffer(archive.extractfile(member).read(), np.uint8)
-    if missing := set(expected) - set(found):
-        raise ValueError(f"expected 6 batches, without {min(missing)}")
-
-    def images_and_labels(names):
-        records = np.concatenate([found[name] for name in names])
-        records = records.reshape(-1, 1 + DEPTH * SIDE * SIDE)
-        planes = records[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
-        images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-        return images, records[:, 0].copy()
-
-    parts = *images_and_labels(wanted[:5]), *images_and_labels(wanted[5:])
-    return dict(zip(ARRAYS, parts, strict=True))
+            plain = member.isreg() and not member.issparse()
+            if plain and member.name in batches:
+                batches[member.name] = archive.extractfile(member).read()
+    records = np.frombuffer(b"".join(batches.values()), np.uint8)
+    expected = N_TRAIN + N_TEST, 1 + DEPTH * SIDE * SIDE
+    if len(records) != math.prod(expected):
+        raise ValueError(
+            f"expected {math.prod(expected)} bytes in {', '.join(batches)}, "
+            f"came {len(records)}"
+        )
+    records, arrays = records.reshape(expected), empty_arrays()
+    for split, part in ("train", records[:N_TRAIN]), ("test", records[N_TRAIN:]):
+        planes = part[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
+        arrays[f"{split}_x"][:] = planes.transpose(0, 2, 3, 1)
+        arrays[f"{split}_y"][:] = part[:, 0]
+    return arrays
 
 
 def read_kaggle(file):
     """The arrays in Kaggle's ImageFolder: .../train/frog/<index>_frog.png and so on."""
-    name = re.compile(rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png")
-    arrays = {}
-    for split, count in (("train", N_TRAIN), ("test", N_TEST)):
-        arrays[split] = np.empty((count, *IMAGE_SHAPE), np.uint8)
-        arrays[f"{split}_y"] = np.full(count, 255, np.uint8)
+    pattern = rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png"
+    images = {}
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            match = name.fullmatch(member.filename)
-            if not match:
-                continue
-            split, label, index = match[1], CLASSES.index(match[2]), int(match[3])
-            labels = arrays[f"{split}_y"]
-            if index >= len(labels) or labels[index] != 255:
-                raise ValueError(f"{member.filename}: index is out of range or twice")
-            png = io.BytesIO(archive.open(member).read(MAX_PNG))
-            with Image.open(png, formats=["PNG"]) as image:
-                if (*image.size, image.mode) != (SIDE, SIDE, "RGB"):
-                    raise ValueError(f"{member.filename} is not 32x32 RGB")
-                arrays[split][index] = image
-            labels[index] = label
-    for split in ("train", "test"):
-        if missing := np.count_nonzero(arrays[f"{split}_y"] == 255):
-            raise ValueError(f"{missing} images of {split} are missing")
-    return dict(zip(ARRAYS, arrays.values(), strict=True))
+            if match := re.fullmatch(pattern, member.filename):
+                label = CLASSES.index(match[2])
+                images[match[1], int(match[3])] = member, label
+        arrays = empty_arrays()
+        for split in ("train", "test"):
+            for i in range(len(arrays[f"{split}_y"])):
+                if (split, i) not in images:
+                    raise ValueError(f"image {i} of {split} is missing")
+                member, arrays[f"{split}_y"][i] = images[split, i]
+                png = io.BytesIO(archive.open(member).read(MAX_PNG))
+                with Image.open(png, formats=["PNG"]) as image:
+                    if (*image.size, image.mode) != (SIDE, SIDE, "RGB"):
+                        raise ValueError(
+                            f"{member.filename}: expected {SIDE}x{SIDE} RGB, came "
+                            f"{image.width}x{image.height} {image.mode}"
+                        )
+                    arrays[f"{split}_x"][i] = image
+    return arrays
 
 
 class SecureRedirect(urllib.request.HTTPRedirectHandler):
@@ -268,25 +285,21 @@ def download(url, file):
     A dropped connection is tried again after RETRY_WAITS; a source that answers an
     error, something else, too much, or too slowly is given up: RunError.
     """
+    opener = urllib.request.build_opener(SecureRedirect)
     for wait in (*RETRY_WAITS, None):
         file.seek(0)
         file.truncate()
         try:
-            opener = urllib.request.build_opener(SecureRedirect)
             with opener.open(url, timeout=TIMEOUT) as response:
                 return copy_response(response, file)
-        except (urllib.error.URLError, ValueError) as error:
+        except (urllib.error.URLError, TimeoutError, ValueError) as error:
             raise RunError(f"{url}: {error}") from error
-        except TimeoutError as error:
-            raise RunError(f"{url}: no byte in {TIMEOUT:g} s") from error
         except (ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
             problem = f"{url}: {error or type(error).__name__}"
             if wait is None:
                 raise RunError(problem) from error
             say(f"{problem}; trying again in {wait:g} s")
             time.sleep(wait)
-        finally:
-            show_progress("")
 
 
 def copy_response(response, file):
@@ -295,7 +308,7 @@ def copy_response(response, file):
     start = last = time.monotonic()
     done = done_at_last = 0
     while data := response.read1(1 << 16):
-        if done == 0 and data[:2] not in (b"\x1f\x8b", b"\x1f", b"PK", b"P"):
+        if done == 0 and data[0] not in b"\x1fP":
             raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
         file.write(data)
         done += len(data)
@@ -333,9 +346,8 @@ def make_synthetic(seed=0):
             along = row * np.sin(angle) + column * np.cos(angle)
             cycles = along / period[:, None, None] + phase[:, None, None]
             wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles.astype(np.float32))
-            dark, light = rng.uniform(
-                [[[0]], [[120]]], [[[135]], [[255]]], (2, len(part), 3)
-            )[:, :, None, None]
+            dark = rng.uniform(0, 135, (len(part), 1, 1, 3))
+            light = rng.uniform(120, 255, (len(part), 1, 1, 3))
             pixels = dark + (light - dark) * wave[..., None]
             pixels += 20 * rng.standard_normal(pixels.shape, dtype=np.float32)
             images[part] = pixels.clip(0, 255)
@@ -1050,19 +1062,6 @@ def load_npz(path, what):
         raise RunError(f"{path} is no sound {what} ({reason})") from error
 
 
-def check_like(arrays, expected):
-    """ValueError unless `arrays` has each array of `expected`, of its shape and type."""
-    for name, array in expected.items():
-        if name not in arrays:
-            raise ValueError(f"{name} is missing")
-        found, array = arrays[name], np.asarray(array)
-        if found.shape != array.shape or found.dtype.kind != array.dtype.kind:
-            came = f"{found.dtype} {found.shape}"
-            raise ValueError(
-                f"{name}: expected {array.dtype} {array.shape}, came {came}"
-            )
-
-
 def live_arrays(learners):
     """All arrays that training changes, by name."""
     return {
@@ -1101,7 +1100,15 @@ def load_checkpoint(path, args, learners, histories):
                     "arguments, or another --checkpoint"
                 )
         live = live_arrays(learners)
-        check_like(arrays, live)
+        lengths = {name: len(arrays[f"{name}_history"]) for name in histories}
+        check_like(
+            arrays,
+            {"state": "", **live}
+            | {
+                f"{name}_history": np.empty((lengths[name], history.shape[1]))
+                for name, history in histories.items()
+            },
+        )
         for name, array in live.items():
             array[...] = arrays[name]
         for name in histories:
@@ -1167,8 +1174,16 @@ def load_model(path):
             learner.name: np.zeros((epochs, len(learner.columns) + 3))
             for learner in learners
         }
-        expected = model_arrays(args, learners, histories, {})
+        full_test = {
+            learner.name: 0.0
+            for learner in learners
+            if f"{learner.name.lower()}_full_test_acc" in arrays
+        }
+        expected = model_arrays(args, learners, histories, full_test)
         check_like(arrays, expected)
+        for name in ("layer_specs", "threshold", "seed"):
+            if not np.array_equal(arrays[name], expected[name]):
+                raise ValueError(f"{name} and config differ")
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
@@ -1180,7 +1195,7 @@ def load_model(path):
             if prefix == "bp":
                 learner.W_out.value[...] = arrays["bp_W_out"]
                 learner.b_out.value[...] = arrays["bp_b_out"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # config may hold anything
         reason = f"{type(error).__name__} {error}"
         raise RunError(
             f"{path} is no sound model ({reason}): make one with {MAKE_MODEL}"
@@ -1202,10 +1217,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
+        message = " ".join(message.split())
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=2**63 - 1):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
@@ -1213,9 +1229,9 @@ def number(kind, low, high=math.inf):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and math.isfinite(value)):
+        if not low <= value <= high:
             what = "a whole number" if kind is int else "a number"
-            limits = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+            limits = f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limits}")
         return value
 
@@ -1223,11 +1239,11 @@ def number(kind, low, high=math.inf):
 
 
 def destination(text):
-    """An argparse type: a file that can be written, in a folder that exists."""
+    """An argparse type: a regular file that can be written, new or to be replaced."""
     path = Path(text)
     try:
-        if path.is_dir():
-            raise OSError("it is a folder")
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -1397,9 +1413,9 @@ def command(main):
     try:
         main()
     except RunError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        say(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(1)
     except KeyboardInterrupt:
-        show_progress("")
         say("interrupted; a run with --checkpoint FILE goes on when started again")
         sys.exit(130)
     except BrokenPipeError:
@@ -1421,6 +1437,8 @@ def main():
     help = "save the run's state here after every epoch, and go on from it if it exists"
     group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
     args = parser.parse_args()
+    if args.save and args.save == args.checkpoint:
+        parser.error("--save and --checkpoint are the same file")
 
     tell = teller(args)
     arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
