@@ -539,7 +539,6 @@ class LocallyConnected:
         self.sees = [(c - 1) * self.tile + self.window if c else 0 for c in self.corner]
 
         self.buffers = {}
-
         tiles = self.tiles, self.tiles
         K, N = self.window**2 * in_depth, self.tile**2 * channels
         self.W = Parameter(np.zeros((*tiles, K, N), np.float32), decays=True)
@@ -620,9 +619,8 @@ class LocallyConnected:
     def in_rows(self, work):
         """Call work(rows) for slices that cover the rows of tiles, in all threads."""
         starts = range(0, self.tiles, ROWS_AT_ONCE)
-        parallel(
-            lambda i: work(slice(starts[i], starts[i] + ROWS_AT_ONCE)), len(starts)
-        )
+        spans = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+        parallel(lambda i: work(spans[i]), len(spans))
 
     def gather(self, maps):
         """View of the tiles' inputs: (..., H, W, C) -> (T, T, ..., R', R', C)."""
@@ -696,14 +694,14 @@ class LocallyConnected:
         the pre-activation. Returns the derivative by x where it is asked for (P = 1).
         """
         T, _, P, B, N = du.shape
+        as_it_is = P == 1 and factor is None and self.scale is None
         factor = np.ones((P, B), np.float32) if factor is None else factor
         scaled = factor if self.scale is None else factor * self.scale
         # The gradient of V[label] sums over that label's samples, that of b over all.
         samples = factor.reshape(1, -1)
         if self.V:
-            samples = (
-                samples * np.eye(N_CLASSES, dtype=np.float32)[:, self.labels.ravel()]
-            )
+            one_hot = np.eye(N_CLASSES, dtype=np.float32)[:, self.labels.ravel()]
+            samples = samples * one_hot
         if input_gradient:
             strip = self.window, self.in_side, self.in_depth, B
             strips = self.buffer("strips", T, *strip)
@@ -711,7 +709,7 @@ class LocallyConnected:
         def work(rows):
             d = du[rows]
             dV = samples @ d.reshape(*d.shape[:2], P * B, N)
-            if P > 1:
+            if not as_it_is:
                 d = np.multiply(d, scaled[:, :, None], out=scratch("d", *d.shape))
             gradient = self.weight_gradient(d, rows)
             if input_gradient:
