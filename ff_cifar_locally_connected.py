@@ -30,6 +30,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -912,9 +913,10 @@ def train_epoch(learner, images, labels, order, batch_size, where):
         batch = order[i : i + batch_size]
         statistics = learner.train_step(images[batch], labels[batch])
         if not np.isfinite(statistics).all():
-            column = learner.columns[int(np.argmin(np.isfinite(statistics)))]
+            bad = int(np.argmin(np.isfinite(statistics)))
+            column = learner.columns[bad].replace(" ", " of layer ")
             raise RunError(
-                f"{where}: {column} is {statistics.min()} at step {step + 1}, with "
+                f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
                 f"learning rate {learner.adam.learning_rate:g}; try a smaller --lr"
             )
         total += len(batch) * statistics
@@ -1001,7 +1003,8 @@ def save_checkpoint(path, args, learners, histories, generators):
 
 def load_checkpoint(path, args, learners, histories, generators):
     """Put the state saved at `path` into the run; RunError where it does not fit."""
-    arrays = load_npz(path, "checkpoint; delete it to start anew")
+    ways_out = "give another --checkpoint, or delete it to start anew"
+    arrays = load_npz(path, f"checkpoint: {ways_out}")
     try:
         state = json.loads(str(arrays["state"]))
         for name in TRAINING_ARGUMENTS:
@@ -1012,26 +1015,25 @@ def load_checkpoint(path, args, learners, histories, generators):
                     "arguments, or another --checkpoint"
                 )
         live = live_arrays(learners)
-        lengths = {name: len(arrays[f"{name}_history"]) for name in histories}
-        check_like(
-            arrays,
-            {"state": "", **live}
-            | {
-                f"{name}_history": np.empty((lengths[name], history.shape[1]))
-                for name, history in histories.items()
-            },
-        )
+        expected = {"state": "", **live}
+        for name, history in histories.items():
+            epochs = len(arrays[f"{name}_history"])
+            expected[f"{name}_history"] = np.empty((epochs, history.shape[1]))
+        check_like(arrays, expected)
         for name, array in live.items():
             array[...] = arrays[name]
         for name in histories:
             histories[name] = arrays[f"{name}_history"]
         for learner, steps in zip(learners, state["steps"], strict=True):
-            learner.adam.steps = steps
+            learner.adam.steps = int(steps)
         for generator, saved in zip(generators, state["generators"], strict=True):
             generator.bit_generator.state = saved
-    except (KeyError, TypeError, ValueError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # the state may hold anything
+        reason = f"{type(error).__name__} {error}"
         raise RunError(
-            f"{path} is no checkpoint of this run ({error}); delete it to start anew"
+            f"{path} is no checkpoint of this run ({reason}): {ways_out}"
         ) from error
 
 
@@ -1140,8 +1142,8 @@ def number(kind, low, high=2**63 - 1):
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            limits = f"from {low} to {high}"
+            what, form = ("a whole number", "d") if kind is int else ("a number", "g")
+            limits = f"from {low:{form}} to {high:{form}}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limits}")
         return value
 
@@ -1182,7 +1184,7 @@ def add_data_flags(parser):
 def add_training_flags(parser):
     """The flags of a training run, for this script and for visualize."""
     subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
-    count, positive = number(int, 1), number(float, 1e-12, 1e6)
+    count, positive = number(int, 1), number(float, 1e-12)
     depth = number(int, 1, len(RECEPTIVE_FIELDS))
     group = add_data_flags(parser)
 
@@ -1301,6 +1303,8 @@ def run(args, data, tell, full_test=False, checkpoint=None):
 
 def command(main):
     """Run a script's main(): one line and an exit code for what goes wrong."""
+    # An overflow ends in a loss that is not finite, which train_epoch() reports.
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
     try:
         main()
     except RunError as error:
