@@ -30,6 +30,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +57,7 @@ LABEL_ROWS, LABEL_LEN = 3, N_CLASSES  # the label block, in the top left corner
 LABEL_ON, LABEL_OFF = 1.0, -1.0
 
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
+CHANNELS = 8  # units at each position, unless --channels says otherwise
 NEGATIVE_TEMPERATURE = 0.1  # of the softmax from which --negatives sampled draws
 
 # Two public sources of the same 60,000 images; the digest decides for both.
@@ -90,12 +92,12 @@ def say(line):
     print(line, file=sys.stderr, flush=True)
 
 
-def save_npz(path, arrays):
-    """Write an uncompressed .npz: whole at `path`, or RunError and `path` as it was."""
+def write_whole(path, write):
+    """Call write(file): it is whole at `path`, or RunError and `path` as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            write(file)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file
         os.replace(temporary, path)
@@ -107,6 +109,11 @@ def save_npz(path, arrays):
                 f"cannot write {path}: {reason}; make room, or choose another folder"
             ) from error
         raise
+
+
+def save_npz(path, arrays):
+    """Write an uncompressed .npz file, whole or not at all."""
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def read_npz(file):
@@ -830,7 +837,7 @@ class ForwardForward:
         if self.negatives == "uniform":
             other = rng.integers(1, N_CLASSES, len(labels), np.uint8)
             return (labels + other) % N_CLASSES
-        scores = self.label_goodness(images)[self.scored].sum(axis=0)
+        scores = self.label_scores(images)
         scores[labels, np.arange(len(labels))] = -np.inf
         if self.negatives == "sampled":  # the largest of logits + Gumbel noise
             scores = scores / NEGATIVE_TEMPERATURE + rng.gumbel(size=scores.shape)
@@ -863,9 +870,13 @@ class ForwardForward:
         passes = self.forward(images, np.arange(N_CLASSES)[:, None])
         return np.stack([g for _, _, g in passes])
 
+    def label_scores(self, images):
+        """What decides between the labels: goodness summed over the scored layers."""
+        return self.label_goodness(images)[self.scored].sum(axis=0)
+
     def predict(self, images):
-        """The labels of highest goodness, summed over the scored layers."""
-        return self.label_goodness(images)[self.scored].sum(axis=0).argmax(axis=0)
+        """The labels of the highest score (B,)."""
+        return self.label_scores(images).argmax(axis=0)
 
 
 # ----------------------------------------------------------------- backprop
@@ -998,9 +1009,10 @@ def train_epoch(learner, images, labels, args, where):
             x = augment(x, learner.generators["augmentation"])
         statistics = learner.train_step(x, labels[batch])
         if not np.isfinite(statistics).all():
-            column = learner.columns[int(np.argmin(np.isfinite(statistics)))]
+            bad = int(np.argmin(np.isfinite(statistics)))
+            column = learner.columns[bad].replace(" ", " of layer ")
             raise RunError(
-                f"{where}: {column} is {statistics.min()} at step {step + 1}, with "
+                f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
                 f"learning rate {learner.adam.learning_rate:g}; try a smaller --lr"
             )
         total += len(batch) * statistics
@@ -1087,7 +1099,8 @@ def save_checkpoint(path, args, learners, histories):
 
 def load_checkpoint(path, args, learners, histories):
     """Put the state saved at `path` into the run; RunError where it does not fit."""
-    arrays = load_npz(path, "checkpoint; delete it to start anew")
+    ways_out = "give another --checkpoint, or delete it to start anew"
+    arrays = load_npz(path, f"checkpoint: {ways_out}")
     try:
         state = json.loads(str(arrays["state"]))
         for name in TRAINING_ARGUMENTS:
@@ -1098,27 +1111,26 @@ def load_checkpoint(path, args, learners, histories):
                     "arguments, or another --checkpoint"
                 )
         live = live_arrays(learners)
-        lengths = {name: len(arrays[f"{name}_history"]) for name in histories}
-        check_like(
-            arrays,
-            {"state": "", **live}
-            | {
-                f"{name}_history": np.empty((lengths[name], history.shape[1]))
-                for name, history in histories.items()
-            },
-        )
+        expected = {"state": "", **live}
+        for name, history in histories.items():
+            epochs = len(arrays[f"{name}_history"])
+            expected[f"{name}_history"] = np.empty((epochs, history.shape[1]))
+        check_like(arrays, expected)
         for name, array in live.items():
             array[...] = arrays[name]
         for name in histories:
             histories[name] = arrays[f"{name}_history"]
         for learner, steps in zip(learners, state["steps"], strict=True):
-            learner.adam.steps = steps
+            learner.adam.steps = int(steps)
         for learner, states in zip(learners, state["generators"], strict=True):
             for name, generator in learner.generators.items():
                 generator.bit_generator.state = states[name]
-    except (KeyError, TypeError, ValueError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # the state may hold anything
+        reason = f"{type(error).__name__} {error}"
         raise RunError(
-            f"{path} is no checkpoint of this run ({error}); delete it to start anew"
+            f"{path} is no checkpoint of this run ({reason}): {ways_out}"
         ) from error
 
 
@@ -1164,8 +1176,10 @@ def load_model(path):
     try:
         config = json.loads(str(arrays["config"]))["arguments"]
         args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
-        if args.n_layers not in range(1, 1 + len(RECEPTIVE_FIELDS)):
-            raise ValueError(f"{args.n_layers} layers")
+        fields = RECEPTIVE_FIELDS[: args.n_layers]
+        specs = [[field, args.channels] for field in fields]
+        if not specs or arrays["layer_specs"].tolist() != specs:
+            raise ValueError("layer_specs and config differ")
         learners = make_learners(args)
         epochs = len(arrays["ff_wallclock"])
         histories = {
@@ -1179,7 +1193,7 @@ def load_model(path):
         }
         expected = model_arrays(args, learners, histories, full_test)
         check_like(arrays, expected)
-        for name in ("layer_specs", "threshold", "seed"):
+        for name in ("threshold", "seed"):
             if not np.array_equal(arrays[name], expected[name]):
                 raise ValueError(f"{name} and config differ")
         for name, array in arrays.items():
@@ -1228,8 +1242,8 @@ def number(kind, low, high=2**63 - 1):
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            limits = f"from {low} to {high}"
+            what, form = ("a whole number", "d") if kind is int else ("a number", "g")
+            limits = f"from {low:{form}} to {high:{form}}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limits}")
         return value
 
@@ -1290,7 +1304,7 @@ def add_training_flags(parser):
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
-    add("--channels", 8, count, "units at each position of a layer")
+    add("--channels", CHANNELS, count, "units at each position of a layer")
     add("--batch-size", 64, count, "images in a step")
     add("--lr", 0.01, positive, "Adam's learning rate")
     help = "constant, or falling linearly to 0"
@@ -1310,6 +1324,15 @@ def add_training_flags(parser):
     group.add_argument("--bp-baseline", action="store_true", help=help)
     help = "learning rate of backprop (default: --lr)"
     group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
+
+
+def training_arguments(**changes):
+    """The training flags' defaults with `changes`, for use without a command line."""
+    parser = Parser("", "")
+    add_training_flags(parser)
+    args = parser.parse_args([])
+    vars(args).update(changes)
+    return args
 
 
 # The arguments that decide a training run: what a checkpoint has to agree on.
@@ -1345,7 +1368,7 @@ def versions():
 
 
 def run(args, data, tell, full_test=False, checkpoint=None):
-    """Train and evaluate the learners of `args`; returns the arrays of model.npz.
+    """Train and evaluate; returns the learners and the arrays of model.npz.
 
     full_test: evaluate on all test images at the end, by class too
     checkpoint: the file to go on from, if it exists, and to write after each epoch
@@ -1403,18 +1426,20 @@ def run(args, data, tell, full_test=False, checkpoint=None):
         columns = [class_accuracies(p, test_y) for p in predictions.values()]
         for label, *values in zip(CLASSES, *columns):
             tell(f"{label:10}" + "".join(f"{100 * value:9.1f}" for value in values))
-    return model_arrays(args, learners, histories, accuracies)
+    return learners, model_arrays(args, learners, histories, accuracies)
 
 
 def command(main):
     """Run a script's main(): one line and an exit code for what goes wrong."""
+    # An overflow ends in a loss that is not finite, which train_epoch() reports.
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
     try:
         main()
     except RunError as error:
         say(f"{Path(sys.argv[0]).name}: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        say("interrupted; a run with --checkpoint FILE goes on when started again")
+        say("interrupted; a training with --checkpoint FILE goes on when started again")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -1439,7 +1464,7 @@ def main():
         parser.error("--save and --checkpoint are the same file")
 
     tell = teller(args)
-    arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
+    _, arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
     if args.save:
         save_npz(args.save, arrays)
         tell()

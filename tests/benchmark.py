@@ -107,9 +107,7 @@ def main():
     labels = rng.integers(0, 10, B).astype(np.uint8)
     negatives = (labels + 1) % 10
 
-    parser = ff.Parser("", "")
-    ff.add_training_flags(parser)
-    ours, our_bp = ff.make_learners(parser.parse_args(["--bp-baseline"]))
+    ours, our_bp = ff.make_learners(ff.training_arguments(bp_baseline=True))
 
     def plain_layers(layers):
         return [

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
 import tarfile
@@ -104,17 +103,14 @@ def zip_of(members, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
-def reseal(npz, member, change):
-    """The .npz file with change(bytes) for one member's bytes, and a good CRC again."""
+def reseal(npz, names, change):
+    """The .npz file with change(bytes) for these members, and good checksums again."""
     with zipfile.ZipFile(io.BytesIO(npz)) as archive:
         members = [[name, archive.read(name)] for name in archive.namelist()]
-    members = [[n, change(d) if n == f"{member}.npy" else d] for n, d in members]
+    for member in members:
+        if member[0] in names:
+            member[1] = change(member[1])
     return zip_of(members)
-
-
-def npy_header(text):
-    """The first bytes of an .npy file, with `text` as its header."""
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
 def start(settings, *flags, **options):

@@ -382,10 +382,11 @@ def test_a_download_of_the_wrong_data_is_not_cached(serve, cache):
     assert_gives_up(cache, small.digest(ARRAYS), small.digest(others))
 
 
-def test_a_download_that_does_not_end_is_cut_off(serve, cache, monkeypatch):
+def test_a_download_that_does_not_end_is_cut_off(serve, cache, monkeypatch, capsys):
     monkeypatch.setattr(ff, "MAX_ARCHIVE", len(KAGGLE) + 1000)
     serve([unannounced(TORONTO[:2] + bytes(2 * len(KAGGLE)))], [whole(KAGGLE)])
     assert_loads(cache)
+    assert f"more than {ff.MAX_ARCHIVE} bytes" in capsys.readouterr().err
 
 
 def openssl(folder):

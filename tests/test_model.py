@@ -88,16 +88,13 @@ def plain_layer(layer):
     return plain.Layer(W, b, layer.field, np.float64, *V)
 
 
-def make_learners(**flags):
+def make_learners(**changes):
     """FF and BP as the command line makes them."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    parser = ff.Parser("", "")
-    ff.add_training_flags(parser)
-    return ff.make_learners(parser.parse_args(["--bp-baseline", *flags]))
+    return ff.make_learners(ff.training_arguments(bp_baseline=True, **changes))
 
 
-def make_ff(**flags):
-    return make_learners(**flags)[0]
+def make_ff(**changes):
+    return make_learners(**changes)[0]
 
 
 # ------------------------------------------------------------------ the layer

@@ -1,0 +1,436 @@
+"""The figures and the animation: what is drawn, what is written, what is said."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import ff_cifar_locally_connected as ff
+import make_ff_cifar_locally_connected_gif as animation
+import visualize_ff_cifar_locally_connected as viz
+
+ROOT = Path(viz.__file__).parent
+FIGURES = [
+    "example_images.png",
+    "example_label_encoded.png",
+    "ff_vs_bp_curves.png",
+    "per_class_accuracy.png",
+    "receptive_fields_layer0.png",
+]
+SMALL = ["--dataset", "synthetic", "--train-subset", "200", "--eval-subset", "50"]
+
+
+def arguments(n_layers=2, bp_baseline=True, n_epochs=2):
+    return ff.training_arguments(
+        dataset="synthetic",
+        train_subset=200,
+        eval_subset=50,
+        n_epochs=n_epochs,
+        n_layers=n_layers,
+        bp_baseline=bp_baseline,
+        snapshot_every=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return ff.make_synthetic()
+
+
+@pytest.fixture(scope="module")
+def models(data, tmp_path_factory):
+    """models(n_layers, bp_baseline): the path of a small model, made once."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def model(n_layers=2, bp_baseline=True):
+        path = folder / f"{n_layers}{bp_baseline}.npz"
+        if path not in made:
+            args = arguments(n_layers, bp_baseline)
+            ff.save_npz(path, ff.run(args, data, lambda *line: None)[1])
+            made[path] = True
+        return path
+
+    return model
+
+
+@pytest.fixture
+def call(data, monkeypatch, capsys):
+    """call(main, *flags): the lines that the script prints, with the data made once."""
+    monkeypatch.setattr(ff, "make_synthetic", lambda: data)
+
+    def call(main, *flags):
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, flags)])
+        main()
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+def script(module, *flags):
+    """The script in a process of its own: exit code, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, module.__file__, *map(str, flags)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+# ------------------------------------------------------------------ figures
+
+
+@pytest.mark.parametrize("n_layers, bp", [(1, True), (2, False), (2, True), (3, True)])
+def test_every_model_gives_five_whole_figures_that_fit_a_page(
+    call, models, tmp_path, n_layers, bp
+):
+    outdir = tmp_path / "new" / "folder"
+    model = models(n_layers, bp)
+    lines = call(
+        viz.main, "--model", model, "--outdir", outdir, "--per-class-test-subset", 40
+    )
+    assert sorted(path.name for path in outdir.iterdir()) == FIGURES
+    for name in FIGURES:
+        assert f"[synthetic] wrote {outdir / name}" in lines
+        assert (outdir / name).stat().st_size < 400_000
+        with Image.open(outdir / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert 1000 <= pixels.shape[1] <= 1600
+        assert pixels.std() > 10
+        # Nothing is cut off: the outermost pixels are white.
+        for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (edge == 255).all()
+
+
+def test_every_figure_of_synthetic_data_says_so_and_no_other_does(models, data):
+    learners, args, arrays = ff.load_model(models())
+    accuracies = viz.measure_accuracies(learners, data[2][:40], data[3][:40])
+    for figure in draw_all(learners, args, arrays, accuracies, data):
+        assert "SYNTHETIC" in figure.get_suptitle()
+    args.dataset = "cifar10"
+    for figure in draw_all(learners, args, arrays, accuracies, data):
+        assert "SYNTHETIC" not in figure.get_suptitle()
+
+
+def draw_all(learners, args, arrays, accuracies, data):
+    return [
+        viz.example_images(args, data[2], data[3]),
+        viz.example_label_encoded(args, data[2][0], data[3][0]),
+        viz.receptive_fields(args, learners["FF"].layers[0]),
+        viz.per_class_accuracy(args, accuracies, 40),
+        viz.curves(args, arrays),
+    ]
+
+
+def test_each_example_is_an_image_of_the_class_that_it_is_named_after(data):
+    with matplotlib.rc_context(viz.STYLE):
+        figure = viz.example_images(arguments(), data[2], data[3])
+    names = [axes.get_title("left") for axes in figure.axes]
+    assert [name.split()[1] for name in names] == list(ff.CLASSES)
+    for k, axes in enumerate(figure.axes):
+        shown = np.round(255 * axes.images[0].get_array()).astype(np.uint8)
+        labels = data[3][(data[2] == shown).all(axis=(1, 2, 3))]
+        assert list(labels) == [k]
+
+
+def test_the_label_block_is_all_that_differs_between_what_ff_and_bp_see(data):
+    for label in range(ff.N_CLASSES):
+        shown = viz.encoded_image(data[2][0], label).clip(0, 1)
+        assert np.all(shown[:3, label] == 1)
+        assert np.all(np.delete(shown[:3, :10], label, axis=1) == 0)
+        np.testing.assert_allclose(shown[3:], data[2][0][3:] / 255, atol=1e-6)
+        np.testing.assert_allclose(shown[:, 10:], data[2][0][:, 10:] / 255, atol=1e-6)
+
+
+def test_the_cyan_box_lies_around_the_label_block(data):
+    figure = viz.example_label_encoded(arguments(), data[2][0], data[3][0])
+    boxes = [axes.patches[0] for axes in figure.axes if axes.patches]
+    assert len(boxes) == 4  # two images and their magnified blocks
+    for box in boxes:
+        assert box.get_bbox().bounds == (-0.5, -0.5, 10, 3)
+        assert matplotlib.colors.to_hex(box.get_edgecolor()) == "#00ffff"
+
+
+def test_receptive_fields_are_the_saved_weights_of_the_same_channels_everywhere(models):
+    learners, args, arrays = ff.load_model(models())
+    W = arrays["ff_layer0_W"]
+    figure = viz.receptive_fields(args, learners["FF"].layers[0])
+    grid = np.reshape(figure.axes, (4, 6))
+    limit = 6 * np.sqrt(2 / 363)
+    for (channel, column), axes in np.ndenumerate(grid):
+        i, j = viz.POSITIONS[column]
+        weights = (2 * axes.images[0].get_array() - 1) * limit
+        expected = W[i, j, :, channel].reshape(11, 11, 3).clip(-limit, limit)
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+        sees_block = i < 3 and j < 10
+        assert bool(axes.patches) == sees_block
+
+
+def test_a_smaller_stack_than_the_paper_has_can_be_drawn():
+    layer = ff.LocallyConnected(np.random.default_rng(0), 32, 3, 29, 2)
+    figure = viz.receptive_fields(arguments(), layer)
+    assert len(figure.axes) == 2 * 6
+
+
+def test_accuracies_by_class_are_those_of_the_saved_weights(
+    call, models, data, tmp_path
+):
+    lines = call(
+        viz.main,
+        "--model",
+        models(),
+        "--outdir",
+        tmp_path,
+        "--per-class-test-subset",
+        90,
+    )
+    learners, _, _ = ff.load_model(models())
+    images, labels = data[2][:90], data[3][:90]
+    columns = [ff.predict(learners[name], images) for name in ("FF", "BP")]
+    for k, name in enumerate(ff.CLASSES):
+        (row,) = [line.split() for line in lines if f" {name} " in line]
+        own = labels == k
+        expected = [100 * np.mean(column[own] == k) for column in columns]
+        assert int(row[2]) == own.sum()
+        assert [float(value) for value in row[3:]] == pytest.approx(expected, abs=0.051)
+    (row,) = [line.split() for line in lines if " all " in line]
+    expected = [100 * np.mean(column == labels) for column in columns]
+    assert [float(value) for value in row[3:]] == pytest.approx(expected, abs=0.051)
+
+
+def test_bars_are_the_accuracies_and_a_class_without_images_has_none(models, data):
+    learners, args, _ = ff.load_model(models())
+    labels = data[3][:3]
+    accuracies = viz.measure_accuracies(learners, data[2][:3], labels)
+    figure = viz.per_class_accuracy(args, accuracies, 3)
+    for bars, name in zip(figure.axes[0].containers, ("FF", "BP"), strict=True):
+        assert bars.get_label().startswith(name)
+        heights = np.array([bar.get_height() for bar in bars])
+        seen = np.isin(np.arange(10), labels)
+        assert np.isnan(heights[~seen]).all()
+        by_class = ff.class_accuracies(ff.predict(learners[name], data[2][:3]), labels)
+        np.testing.assert_allclose(heights[seen], 100 * by_class[seen])
+
+
+def test_curves_show_the_history_that_the_model_holds(models):
+    _, args, arrays = ff.load_model(models())
+    accuracy, goodness, ff_loss, bp_loss = viz.curves(args, arrays).axes
+    for axes, label, expected in (
+        (accuracy, "FF, test", 100 * arrays["ff_test_acc"]),
+        (accuracy, "BP, training", 100 * arrays["bp_train_acc"]),
+        (goodness, "layer 0, true label", arrays["ff_g_pos"][0]),
+        (goodness, "layer 1, wrong label", arrays["ff_g_neg"][1]),
+        (goodness, "threshold θ = 2", [2, 2]),
+        (ff_loss, "layer 1", arrays["ff_loss_per_layer"][1]),
+        (bp_loss, "BP", arrays["bp_loss"]),
+    ):
+        (line,) = [line for line in axes.lines if line.get_label() == label]
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+
+
+def test_without_bp_the_curves_say_which_flag_brings_it(models):
+    _, args, arrays = ff.load_model(models(2, False))
+    accuracy, _, _, bp_loss = viz.curves(args, arrays).axes
+    assert [t.get_text() for t in bp_loss.texts] == [
+        "no BP in this model: --bp-baseline"
+    ]
+    assert not bp_loss.lines
+    assert not [line for line in accuracy.lines if "BP" in line.get_label()]
+
+
+def test_a_missing_model_is_trained_and_said_and_not_saved(call, tmp_path):
+    flags = *SMALL, "--n-epochs", 1, "--n-layers", 1, "--per-class-test-subset", 20
+    model, outdir = tmp_path / "none.npz", tmp_path / "viz"
+    lines = call(viz.main, "--model", model, "--outdir", outdir, *flags)
+    said = f"{model} does not exist: training a model, which will not be saved"
+    assert lines[0] == f"[synthetic] {said}"
+    assert all(line.startswith("[synthetic] ") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["viz"]
+    assert sorted(path.name for path in outdir.iterdir()) == FIGURES
+
+
+def test_the_model_that_visualize_trains_is_the_one_that_the_main_script_trains(
+    data, monkeypatch
+):
+    monkeypatch.setattr(ff, "make_synthetic", lambda: data)
+    parser, args = ff.Parser("", ""), arguments(n_epochs=1)
+    args.model = Path("no such model.npz")
+    _, _, arrays, _ = viz.get_model(args, parser, lambda *line: None)
+    expected = ff.run(args, data, lambda *line: None)
+    for name in set(expected) - {"ff_wallclock", "bp_wallclock"}:
+        np.testing.assert_array_equal(arrays[name], expected[name], name)
+
+
+def test_the_arguments_of_a_model_win_over_other_flags_and_that_is_said(
+    call, models, tmp_path
+):
+    flags = "--n-layers", 3, "--n-epochs", 2, "--per-class-test-subset", 20
+    model = models()
+    lines = call(viz.main, "--model", model, "--outdir", tmp_path, *flags)
+    said = [line for line in lines if "was made with" in line]
+    assert said == [f"{model} was made with n_layers = 2, which is used"]
+
+
+def test_a_write_that_fails_is_one_error_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "figure.png").mkdir()
+    with pytest.raises(ff.RunError, match=r"cannot write .*figure\.png"):
+        viz.write_whole(tmp_path / "figure.png", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+# ---------------------------------------------------------------- animation
+
+
+@pytest.mark.parametrize(
+    "every, epochs", [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (9, [0, 3])]
+)
+def test_there_is_a_frame_before_training_at_every_snapshot_and_at_the_end(
+    data, every, epochs
+):
+    args = arguments(n_epochs=3)
+    args.bp_baseline, args.snapshot_every = False, every
+    snapshots = animation.make_snapshots(args, data, lambda line: None)
+    assert [snapshot.epoch for snapshot in snapshots] == epochs
+
+
+def test_the_gif_loops_for_ever_at_its_speed_and_rests_on_its_last_frame(
+    call, tmp_path
+):
+    out = tmp_path / "a.gif"
+    lines = call(animation.main, *SMALL, "--epochs", 2, "--fps", 5, "--out", out)
+    assert all(line.startswith("[synthetic] ") for line in lines)
+    assert re.fullmatch(r"\[synthetic\] wrote .*a\.gif: 3 frames, \d+ kB", lines[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+    assert out.stat().st_size < 200_000
+    with Image.open(out) as gif:
+        assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 3, 0)
+        assert gif.width >= 700
+        durations = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+    assert durations == [200, 200, 2000]  # milliseconds
+
+
+def test_the_frames_of_the_gif_look_as_they_were_drawn():
+    rng = np.random.default_rng(0)
+    frames = [np.full((80, 90, 3), 255, np.uint8) for _ in range(3)]
+    for i, frame in enumerate(frames):
+        frame[:32, :32] = 8 * rng.integers(0, 2, (32, 32, 1)) + [200, 100, 20]
+        frame[40:50, : 20 * (i + 1)] = [0, 114, 178]
+        frame[60:70, 80 - 20 * i :] = 0
+    encoded = animation.make_gif(frames, fps=4)
+    with Image.open(animation.io.BytesIO(encoded)) as gif:
+        assert gif.n_frames == 3
+        for i, frame in enumerate(frames):
+            gif.seek(i)
+            found = np.asarray(gif.convert("RGB")).astype(int)
+            assert np.abs(found - frame).max() <= 16
+
+
+def test_mean_goodness_is_that_of_each_image_with_its_true_and_nine_wrong_labels(data):
+    (learner,) = ff.make_learners(arguments(bp_baseline=False))
+    images, labels = data[2][:70], data[3][:70]
+    true, wrong = animation.mean_goodness(learner, images, labels)
+    expected_true, expected_wrong = [], []
+    for image, label in zip(images, labels):
+        g = learner.label_goodness(image[None])[:, :, 0]
+        expected_true.append(g[:, label])
+        expected_wrong += [g[:, k] for k in range(10) if k != label]
+    np.testing.assert_allclose(true, np.mean(expected_true, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(wrong, np.mean(expected_wrong, axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_the_highest_bar_is_the_label_that_the_learner_predicts(data, n_layers):
+    (learner,) = ff.make_learners(arguments(n_layers, False))
+    for step in range(3):
+        batch = slice(64 * step, 64 * (step + 1))
+        learner.train_step(data[0][batch], data[1][batch])
+    for image in data[2][:20]:
+        demo = animation.demo_goodness(learner, image)
+        assert demo.argmax() == learner.predict(image[None])[0]
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
+    args = arguments(n_layers, False)
+    snapshots = animation.make_snapshots(args, data, lambda line: None)
+    frames = [
+        animation.draw_frame(args, snapshots, last, data[2][0], data[3][0])
+        for last in range(len(snapshots))
+    ]
+    for frame in frames:
+        assert "SYNTHETIC" in frame.get_suptitle()
+        for axes, first in zip(frame.axes, frames[0].axes, strict=True):
+            assert axes.get_position().bounds == first.get_position().bounds
+            assert axes.get_xlim() == first.get_xlim()
+            assert axes.get_ylim() == first.get_ylim()
+        goodness, accuracy, _, labels = frame.axes
+        for curves in (goodness, accuracy):  # all of it is within the axes
+            for line in curves.lines:
+                assert np.max(line.get_ydata()) <= curves.get_ylim()[1]
+        assert max(bar.get_width() for bar in labels.patches) <= labels.get_xlim()[1]
+
+
+@pytest.mark.parametrize(
+    "best, texts",
+    [(3, {"true label", "predicted"}), (7, {"predicted, right"})],
+)
+def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
+    axes = matplotlib.figure.Figure().subplots()
+    demo = np.linspace(1, 2, 10)
+    demo[best] = 3
+    animation.draw_labels(axes, arguments(), demo, label=7)
+    assert {text.get_text().removeprefix(" ◀ ") for text in axes.texts} == texts
+    assert [k for k, bar in enumerate(axes.patches) if bar.get_hatch()] == [7]
+
+
+# ------------------------------------------------- the scripts as they are run
+
+
+@pytest.mark.parametrize(
+    "module, flags",
+    [
+        (viz, ["--per-class-test-subset", "0"]),
+        (viz, ["--per-class-test-subset", "10001"]),
+        (viz, ["--outdir", __file__]),
+        (viz, ["--n-layers", "4"]),
+        (animation, ["--fps", "0"]),
+        (animation, ["--epochs", "0"]),
+        (animation, ["--snapshot-every", "1.5"]),
+        (animation, ["--out", "no/such/folder/a.gif"]),
+        (animation, ["--bp-baseline"]),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_one_line_of_usage_error(module, flags):
+    code, out, err = script(module, *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{Path(module.__file__).name}: error: " in err
+    assert flags[0] in err or flags[1] in err
+
+
+def test_a_damaged_model_is_one_line_and_no_figure(models, tmp_path):
+    damaged = tmp_path / "model.npz"
+    content = bytearray(models().read_bytes())
+    content[len(content) // 2] ^= 255
+    damaged.write_bytes(content)
+    code, out, err = script(viz, "--model", damaged, "--outdir", tmp_path / "viz")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert str(damaged) in err
+    assert not list((tmp_path / "viz").glob("*"))
+
+
+@pytest.mark.parametrize("module", [viz, animation])
+def test_help_shows_every_default(module):
+    code, out, _ = script(module, "--help")
+    assert code == 0
+    flags = re.findall(r"^  (--[a-z-]+) (?:[A-Z]+|\{)", out, re.MULTILINE)
+    assert len(flags) > 10
+    assert len(re.findall(r"default:", out)) == len(flags)

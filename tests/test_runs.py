@@ -1,0 +1,509 @@
+"""The command line, checkpoints and model.npz: what a run promises, end to end."""
+
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small
+
+import ff_cifar_locally_connected as ff
+from ff_cifar_locally_connected import RunError
+
+ARRAYS = small.make_arrays(200, 50)
+TINY = {"RECEPTIVE_FIELDS": [29, 3], "CHANNELS": 2}
+SETTINGS = small.constants(ARRAYS, **TINY)
+FULL_SIZE = small.constants(ARRAYS)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder with the small data, ready to be loaded."""
+    folder = tmp_path_factory.mktemp("cache")
+    np.savez(folder / "cifar10.npz", **dict(zip(small.NAMES, ARRAYS)))
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The constants of the tiny runs, in this process."""
+    for name, value in SETTINGS.items():
+        monkeypatch.setattr(ff, name, value)
+
+
+@pytest.fixture
+def run(cache):
+    """run(flags, settings): exit code, stdout, stderr of a small run of its own."""
+
+    def run(*flags, settings=SETTINGS, **options):
+        return small.finish(start(cache, *flags, settings=settings, **options))
+
+    return run
+
+
+def start(cache, *flags, settings=SETTINGS, **options):
+    subset = "--train-subset", "200", "--eval-subset", "20", "--cache-dir", cache
+    return small.start(settings, *subset, *flags, **options)
+
+
+def arrays_of(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same_bits(path, other, but=()):
+    """Two model files are the same but for the seconds (and `but`)."""
+    ours, others = arrays_of(path), arrays_of(other)
+    assert ours.keys() == others.keys()
+    for name in ours:
+        if not name.endswith("_wallclock") and name not in but:
+            assert ours[name].dtype == others[name].dtype, name
+            assert ours[name].tobytes() == others[name].tobytes(), name
+
+
+def assert_one_line(text, *words):
+    assert len(text.splitlines()) == 1, text
+    for word in words:
+        assert str(word) in text
+
+
+# -------------------------------------------------------------------- the flags
+
+NONSENSE = {
+    "--seed": ["-1", "nan", "1.5", "x", "", str(2**63), "9" * 400, "1" * 9999],
+    "--n-epochs": ["0", "-1", "nan", "1.5", "inf", "x"],
+    "--n-layers": ["0", "-1", "3", "nan", "1.5", "x"],
+    "--batch-size": ["0", "-1", "nan", "inf", "x"],
+    "--lr": ["0", "-0.1", "nan", "inf", "-inf", "1e-99", "1e99", "x", ""],
+    "--threshold": ["0", "-2", "nan", "inf", "x"],
+    "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
+    "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
+    "--dataset": ["mnist", "CIFAR10", "", "two\nlines"],
+    "--save": ["", "/", "/no such folder/model.npz", "{file}/model.npz", os.devnull],
+    "--checkpoint": ["", "/", "/no such folder/c.npz", "{file}/c.npz", os.devnull],
+    "--no-such-flag": ["1", "two\nlines"],
+}
+
+
+@pytest.mark.parametrize("flag", NONSENSE)
+def test_a_value_without_sense_is_a_one_line_usage_error_before_any_work(
+    tiny, flag, monkeypatch, capsys, tmp_path
+):
+    file = tmp_path / "file"
+    file.touch()
+    for value in NONSENSE[flag]:
+        value = value.replace("{file}", str(file))
+        flags = ["--cache-dir", str(tmp_path / "cache"), f"{flag}={value}"]
+        monkeypatch.setattr(sys, "argv", ["script.py", *flags])
+        with pytest.raises(SystemExit) as stop:
+            ff.command(ff.main)
+        assert stop.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert_one_line(err, "script.py: error: ", flag)
+        assert sorted(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--lr nan", "--train-subset 201", "--save /no/such/folder/x.npz", "words"],
+)
+def test_a_usage_error_of_the_script_itself_has_exit_code_2(run, flags):
+    code, out, err = run(*flags.split())
+    assert (code, out) == (2, "")
+    assert_one_line(err)
+
+
+def test_the_model_and_the_checkpoint_cannot_be_one_file(run, tmp_path):
+    code, _, err = run("--save", tmp_path / "x.npz", "--checkpoint", tmp_path / "x.npz")
+    assert code == 2
+    assert_one_line(err, "--save", "--checkpoint")
+
+
+def test_help_shows_every_default(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    out = " ".join(out.split())
+    for default in ("10000", "1000", "10", "2", "64", "0.01", "2.0", "cifar10"):
+        assert f"default: {default}" in out
+
+
+def test_a_reader_that_goes_away_is_no_traceback(cache):
+    process = start(cache, "--n-epochs", "1")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+# ------------------------------------------------------------------ model.npz
+
+
+def expected_model(layers, n_epochs, with_bp, full_test):
+    """Name -> (shape, dtype) as they are promised to other programs."""
+    f4, f8 = np.dtype(np.float32), np.dtype(np.float64)
+    n_layers, epochs = len(layers), (n_epochs,)
+    model = {
+        "layer_specs": ((n_layers, 2), np.dtype(np.int32)),
+        "threshold": ((), f8),
+        "seed": ((), np.dtype(np.int64)),
+        "ff_test_acc": (epochs, f8),
+        "ff_train_acc": (epochs, f8),
+        "ff_wallclock": (epochs, f8),
+    }
+    for name in ("loss_per_layer", "g_pos", "g_neg"):
+        model[f"ff_{name}"] = ((n_layers, n_epochs), f8)
+    for prefix in ("ff", "bp") if with_bp else ("ff",):
+        side, depth = 32, 3
+        for i, (field, channels) in enumerate(layers):
+            side -= field - 1
+            shape = side, side, field * field * depth, channels
+            model[f"{prefix}_layer{i}_W"] = shape, f4
+            model[f"{prefix}_layer{i}_b"] = (side, side, channels), f4
+            depth = channels
+        if full_test:
+            model[f"{prefix}_full_test_acc"] = (), f8
+    if with_bp:
+        model |= {"bp_W_out": ((side * side * depth, 10), f4), "bp_b_out": ((10,), f4)}
+        for name in ("test_acc", "train_acc", "loss", "wallclock"):
+            model[f"bp_{name}"] = epochs, f8
+    return model
+
+
+@pytest.mark.parametrize(
+    ("flags", "layers"),
+    [
+        ("", [(11, 8), (5, 8)]),
+        ("--bp-baseline --full-test", [(11, 8), (5, 8)]),
+        ("--bp-baseline --n-layers 3", [(11, 8), (5, 8), (5, 8)]),
+        ("--full-test --n-layers 1", [(11, 8)]),
+    ],
+)
+def test_model_npz_holds_exactly_what_is_promised(run, tmp_path, flags, layers):
+    path = tmp_path / "model.npz"
+    training = "--n-epochs", "2", "--train-subset", "50", "--seed", "5", "--save", path
+    code, out, err = run(*flags.split(), *training, settings=FULL_SIZE)
+    assert (code, err) == (0, "")
+    arrays = arrays_of(path)
+    config = json.loads(str(arrays.pop("config")))
+    expected = expected_model(layers, 2, "--bp" in flags, "--full" in flags)
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    assert found == expected
+    assert arrays["layer_specs"].tolist() == [list(layer) for layer in layers]
+    assert arrays["seed"] == config["arguments"]["seed"] == 5
+    assert arrays["threshold"] == config["arguments"]["threshold"] == 2.0
+    assert config["versions"]["numpy"] == np.__version__
+    assert f"saved {path}" in out
+    for name, array in arrays.items():
+        assert np.isfinite(array).all()
+        if name.endswith("_acc"):
+            assert ((0 <= array) & (array <= 1)).all()
+        if name.endswith("_wallclock"):
+            assert (np.diff([0, *array]) > 0).all()
+
+
+def test_a_saved_model_predicts_as_the_run_did(run, tiny, tmp_path):
+    path = tmp_path / "model.npz"
+    code, *_ = run("--bp-baseline", "--full-test", "--n-epochs", "2", "--save", path)
+    assert code == 0
+    learners, args, arrays = ff.load_model(path)
+    assert (args.n_epochs, args.bp_baseline) == (2, True)
+    for name, learner in learners.items():
+        accuracy = ff.accuracy(learner, ARRAYS[2], ARRAYS[3])
+        assert accuracy == arrays[f"{name.lower()}_full_test_acc"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(run, tmp_path):
+    for name, seed in (("a.npz", 3), ("b.npz", 3), ("c.npz", 4)):
+        flags = "--bp-baseline", "--n-epochs", "2", "--seed", seed
+        assert run(*flags, "--save", tmp_path / name)[0] == 0
+    assert_same_bits(tmp_path / "a.npz", tmp_path / "b.npz")
+    a, c = arrays_of(tmp_path / "a.npz"), arrays_of(tmp_path / "c.npz")
+    for name in ("ff_layer0_W", "bp_layer1_W", "ff_loss_per_layer", "bp_loss"):
+        assert (a[name] != c[name]).any()
+
+
+def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path):
+    for threads in "1", "2":
+        flags = "--bp-baseline", "--n-epochs", "1", "--save", tmp_path / threads
+        env = {"OMP_NUM_THREADS": threads}
+        code, out, _ = run(*flags, settings=FULL_SIZE, env=env)
+        assert code == 0
+        assert f"threads {threads}" in out
+    assert_same_bits(tmp_path / "1", tmp_path / "2", but=["config"])
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def model_bytes():
+    """A model.npz of the tiny model, as bytes and as arrays."""
+    args = ff.training_arguments(
+        train_subset=200, eval_subset=20, n_epochs=2, bp_baseline=True
+    )
+    learners = ff.make_learners(args)
+    rows = {one.name: np.full((2, len(one.columns) + 3), 0.5) for one in learners}
+    arrays = ff.model_arrays(args, learners, rows, {"FF": 0.5})
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue(), arrays
+
+
+def with_config(arrays, **changes):
+    """The arrays with a config that disagrees with them."""
+    config = json.loads(arrays["config"])
+    config["arguments"] |= changes
+    return arrays | {"config": json.dumps(config)}
+
+
+MODEL_FAULTS = {
+    "too few layers": lambda a: with_config(a, n_layers=1),
+    "too many layers": lambda a: with_config(a, n_layers=9),
+    "another seed": lambda a: with_config(a, seed=7),
+    "an impossible seed": lambda a: with_config(a, seed=10**30),
+    "no threshold": lambda a: with_config(a, threshold="two"),
+    "no baseline": lambda a: with_config(a, bp_baseline=False),
+    "a deep config": lambda a: a | {"config": "[" * 100_000},
+    "no JSON": lambda a: a | {"config": "{"},
+    "no arguments": lambda a: a | {"config": "{}"},
+    "other layers": lambda a: a | {"layer_specs": a["layer_specs"] + np.int32(1)},
+    "other units": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"][:, :, :-1]},
+    "other types": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"].astype(np.float16)},
+    "other epochs": lambda a: a | {"bp_loss": np.zeros(3)},
+    "a number for a list": lambda a: a | {"ff_wallclock": np.float64(1)},
+    "more arrays": lambda a: a | {"ff_layer2_W": np.zeros(3)},
+    "no weights": lambda a: {n: v for n, v in a.items() if n != "bp_W_out"},
+    "not a number": lambda a: a | {"bp_b_out": np.full(10, np.nan, np.float32)},
+    "nothing": lambda a: {},
+}
+
+
+def assert_no_model(path):
+    with pytest.raises(RunError) as error:
+        ff.load_model(path)
+    assert_one_line(str(error.value), path, ff.MAKE_MODEL)
+
+
+@pytest.mark.parametrize("fault", MODEL_FAULTS)
+def test_a_model_that_contradicts_itself_is_refused_in_one_line(tiny, fault, tmp_path):
+    _, arrays = model_bytes()
+    path = tmp_path / "model.npz"
+    np.savez(path, **arrays)
+    assert set(ff.load_model(path)[0]) == {"FF", "BP"}
+    np.savez(path, **MODEL_FAULTS[fault](arrays))
+    assert_no_model(path)
+
+
+def test_a_model_that_is_missing_or_damaged_is_refused_in_one_line(tiny, tmp_path):
+    path = tmp_path / "model.npz"
+    assert_no_model(path)
+    assert_no_model(tmp_path)
+    data, _ = model_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 4
+    for damaged in (b"", b"text", data[:-1], data[: len(data) // 2], bytes(flipped)):
+        path.write_bytes(damaged)
+        assert_no_model(path)
+    path.write_bytes(data)
+    ff.load_model(path)
+
+
+def test_nothing_is_ever_unpickled(tiny, tmp_path):
+    path, evidence = tmp_path / "model.npz", tmp_path / "unpickled"
+    _, arrays = model_bytes()
+    payload = np.array([Payload(evidence)], dtype=object)
+    for name in ("config", "ff_layer0_W", "seed", "another"):
+        np.savez(path, **arrays | {name: payload})
+        assert_no_model(path)
+        with pytest.raises(RunError, match="unless allow_pickle|allow_pickle=False"):
+            ff.load_npz(path, "checkpoint")
+    path.write_bytes(pickle.dumps(Payload(evidence)))
+    assert_no_model(path)
+    assert not evidence.exists()
+    pickle.loads(path.read_bytes()).close()
+    assert evidence.exists()  # the payload does bite
+
+
+def test_a_full_disk_at_the_end_of_a_run_is_one_line(run, tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    for flag in ("--save", "--checkpoint"):
+        path = tmp_path / "file.npz"
+        code, out, err = run("--n-epochs", "1", flag, path, preexec_fn=limit)
+        assert code == 1
+        assert "FF     1" in out
+        assert_one_line(err, path, "File too large")
+        assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- checkpoints
+
+EPOCHS = 30
+LONG = "--bp-baseline", "--full-test", "--n-epochs", str(EPOCHS), "--seed", "1"
+
+
+def rows_until(process, count):
+    """Read rows of epochs, until there are `count` of them."""
+    while count:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        count -= line.startswith(("FF  ", "BP  "))
+
+
+def test_a_run_killed_20_times_ends_with_the_same_bits(cache, run, tmp_path):
+    whole, killed = tmp_path / "whole.npz", tmp_path / "killed.npz"
+    assert run(*LONG, "--save", whole)[0] == 0
+    checkpoint = tmp_path / "checkpoint.npz"
+    flags = *LONG, "--checkpoint", checkpoint, "--save", killed
+    moments = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start(cache, *flags)
+        # Between the first instruction and the third epoch from where it went on.
+        if moments.random() < 0.8:
+            rows_until(process, moments.randint(0, 2))
+        else:
+            time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 0.02))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL  # the run has not come to its end
+        assert not killed.exists()
+    code, out, err = small.finish(start(cache, *flags))
+    assert (code, err) == (0, "")
+    assert f"going on from {checkpoint}" in out
+    assert out.count("\nFF  ") + out.count("\nBP  ") < 2 * EPOCHS  # it did go on
+    assert_same_bits(whole, killed)
+    again = tmp_path / "again.npz"
+    assert run(*LONG, "--checkpoint", checkpoint, "--save", again)[0] == 0
+    assert_same_bits(whole, again)
+
+
+def test_control_c_is_one_line_that_says_how_to_go_on(cache, run, tmp_path):
+    whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
+    flags = "--n-epochs", "60", "--checkpoint", tmp_path / "c.npz"
+    process = start(cache, *flags, "--save", stopped)
+    rows_until(process, 2)
+    process.send_signal(signal.SIGINT)
+    code, _, err = small.finish(process)
+    assert code == 130
+    assert_one_line(err, "interrupted", "--checkpoint")
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+    code, out, _ = run(*flags, "--save", stopped)
+    assert code == 0
+    assert "going on from" in out
+    assert run("--n-epochs", "60", "--save", whole)[0] == 0
+    assert_same_bits(whole, stopped)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "--seed 2",
+        "--lr 0.02",
+        "--n-epochs 3",
+        "--n-layers 1",
+        "--batch-size 32",
+        "--threshold 1.5",
+        "--train-subset 100",
+        "--eval-subset 10",
+        "--bp-baseline",
+    ],
+)
+def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(
+    run, tmp_path_factory, changed
+):
+    path = tmp_path_factory.getbasetemp() / "arguments-checkpoint.npz"
+    flags = "--n-epochs", "2", "--checkpoint", path
+    if not path.exists():
+        assert run(*flags)[0] == 0
+    before = path.read_bytes()
+    code, _, err = run(*flags, *changed.split())
+    assert code == 1
+    name = changed.split()[0].removeprefix("--").replace("-", "_")
+    assert_one_line(err, path, f"{name} = ", "--checkpoint")
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_that_contradicts_itself_is_refused_in_one_line(run, tmp_path):
+    path = tmp_path / "c.npz"
+    flags = "--n-epochs", "2", "--checkpoint", path
+    assert run(*flags)[0] == 0
+    good = arrays_of(path)
+    state = json.loads(str(good["state"]))
+    for changes in (
+        {"FF_history": good["FF_history"][:, 1:]},
+        {"FF_history": good["FF_history"].astype(np.int64)},
+        {"FF_0_m": good["FF_0_m"][1:]},
+        {"BP_history": good["FF_history"]},
+        {"state": json.dumps(state | {"steps": ["many"]})},
+        {"state": json.dumps(state | {"steps": []})},
+        {"state": json.dumps(state | {"generators": [{}, {}]})},
+        {"state": "[" * 100_000},
+    ):
+        np.savez(path, **good | changes)
+        code, _, err = run(*flags)
+        assert code == 1, changes
+        assert_one_line(err, path, "no checkpoint of this run", "another --checkpoint")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_and_kept(run, cache, tmp_path):
+    path = tmp_path / "c.npz"
+    for content in (b"", b"text", (cache / "cifar10.npz").read_bytes()):
+        path.write_bytes(content)
+        code, _, err = run("--checkpoint", path)
+        assert code == 1
+        assert_one_line(err, path)
+        assert path.read_bytes() == content
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--lr 1e18", ["FF epoch 1 of 2", "layer 0"]),
+        ("--lr 1e15 --bp-baseline", ["BP epoch 1 of 2", "loss"]),
+    ],
+)
+def test_a_learning_rate_that_diverges_is_one_line(run, tmp_path, flags, words):
+    path = tmp_path / "model.npz"
+    code, _, err = run(*flags.split(), "--n-epochs", "2", "--save", path)
+    assert code == 1
+    rate = f"learning rate {float(flags.split()[1]):g}"
+    assert_one_line(err, *words, rate, "smaller --lr")
+    assert not path.exists()
+
+
+def test_no_data_is_one_line_and_exit_code_1(run, tmp_path):
+    code, out, err = run("--cache-dir", tmp_path / "nothing")
+    assert (code, out) == (1, "")
+    *given_up, last = err.splitlines()
+    assert all(line.startswith("gave up on ") for line in given_up)
+    assert_one_line(last, "ff_cifar_locally_connected.py: no CIFAR-10 from")
+
+
+def test_every_line_about_synthetic_data_says_so():
+    flags = "--dataset=synthetic", "--n-epochs=1", "--train-subset=64"
+    command = sys.executable, ff.__file__, *flags, "--eval-subset=16"
+    out = subprocess.check_output(command, text=True, timeout=60)
+    assert all(line.startswith("[synthetic] ") for line in out.splitlines())

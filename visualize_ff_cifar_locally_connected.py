@@ -1,0 +1,493 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "pillow>=10"]
+# ///
+"""Draw the five figures of viz/ from a model that was saved with --save.
+
+    python3 visualize_ff_cifar_locally_connected.py --model model.npz
+
+The accuracies by class are computed anew from the model's weights. Where the model
+file is missing, a model is trained with the training flags, drawn, and not saved.
+With the headline model, the last lines are:
+
+    ship            1000      7.7     44.4
+    truck           1000     16.1     41.2
+    all            10000     24.9     37.6
+    wrote viz/example_images.png
+    wrote viz/example_label_encoded.png
+    wrote viz/receptive_fields_layer0.png
+    wrote viz/per_class_accuracy.png
+    wrote viz/ff_vs_bp_curves.png
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
+
+# isort: split
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+# -------------------------------------------------------------------- style
+# Colours of Okabe and Ito, which colour-blind people can tell apart. What a colour
+# says is always said a second time, by a line style, a marker, a hatch or a word.
+
+SKY, ORANGE, PURPLE, GREEN = "#56b4e9", "#e69f00", "#cc79a7", "#009e73"
+LEARNER_LOOKS = {
+    "FF": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
+    "BP": {"color": "#d55e00", "linestyle": "--", "marker": "s"},
+}
+LEARNER_HATCHES = {"FF": "", "BP": "///"}
+LAYER_LOOKS = (
+    {"color": SKY, "marker": "o"},
+    {"color": PURPLE, "marker": "D"},
+    {"color": ORANGE, "marker": "^"},
+    {"color": GREEN, "marker": "v"},
+)
+REFERENCE = {"color": "0.35", "linestyle": ":", "linewidth": 1.4}  # chance, theta
+CYAN = "#00ffff"  # the label block
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "lines.linewidth": 2,
+    "lines.markersize": 5.5,
+    "figure.titlesize": 14,
+    "figure.titleweight": "bold",
+    "hatch.color": "white",
+    "savefig.dpi": 130,
+}
+
+
+def new_figure(title, args, width, height):
+    """An empty figure (inches) whose title names the data that it shows."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.suptitle(f"{title} · {data_name(args)}")
+    return figure
+
+
+def data_name(args):
+    return "CIFAR-10" if args.dataset == "cifar10" else "SYNTHETIC DATA, not CIFAR-10"
+
+
+def show_image(axes, image):
+    """Show pixels (H, W, 3) in [0, 1], of an image or of anything like one."""
+    axes.imshow(image.clip(0, 1), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def encoded_image(image, label):
+    """uint8 (H, W, 3) as FF sees it with `label`, moved back to [0, 1] to be shown.
+
+    The block's -1 and 1 lie beyond what can be shown: they become black and white.
+    """
+    return ff.encode_labels(ff.normalise(image), label) + ff.CIFAR_MEAN
+
+
+def box_label_block(axes, rows=ff.LABEL_ROWS, columns=ff.LABEL_LEN, linewidth=3):
+    """Draw the cyan box around the label block, in the top left corner."""
+    box = Rectangle((-0.5, -0.5), columns, rows, fill=False, clip_on=False)
+    box.set(edgecolor=CYAN, linewidth=linewidth)
+    axes.add_patch(box)
+
+
+def mark_every(points):
+    """Markers on at most about 12 of a curve's points."""
+    return max(1, points // 12)
+
+
+# ------------------------------------------------------------------ figures
+
+
+def example_images(args, images, labels):
+    """The first image of each class, named. images uint8 (B, H, W, 3), labels (B,)."""
+    figure = new_figure("The ten classes", args, 10, 4.9)
+    for k, axes in enumerate(figure.subplots(2, 5).flat):
+        show_image(axes, images[np.argmax(labels == k)] / 255)
+        axes.set_title(f"{k}  {ff.CLASSES[k]}")
+    return figure
+
+
+def example_label_encoded(args, image, label):
+    """An image, uint8 (H, W, 3), raw, with its true label and with a wrong one."""
+    wrong = (label + 5) % ff.N_CLASSES
+    title = "What the learners see"
+    if args.label_input != "corner":
+        title = "The label block (not used by this model)"
+    figure = new_figure(title, args, 10, 5.4)
+    panels = (
+        (f"raw, for BP: {ff.CLASSES[label]}", None),
+        (f"FF, positive: true label {ff.CLASSES[label]}", label),
+        (f"FF, negative: wrong label {ff.CLASSES[wrong]}", wrong),
+    )
+    grid = figure.subplots(2, 3, height_ratios=(4, 1))
+    for (title, written), (axes, block) in zip(panels, grid.T, strict=True):
+        axes.set_title(title, fontsize=11.5)
+        if written is None:
+            show_image(axes, image / 255)
+            block.axis("off")
+            text = "the label block, magnified  →\nwhite +1, black −1"
+            block.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
+            continue
+        pixels = encoded_image(image, written)
+        show_image(axes, pixels)
+        box_label_block(axes)
+        show_image(block, pixels[: ff.LABEL_ROWS, : ff.LABEL_LEN])
+        box_label_block(block)
+        block.set_xticks(range(ff.N_CLASSES), ff.CLASSES, rotation=90, fontsize=10)
+        block.tick_params(length=0)
+        block.get_xticklabels()[written].set_weight("bold")
+    return figure
+
+
+# Layer-0 positions (row, column): the first three see the label block, or a part of
+# it; the others do not.
+POSITIONS = (0, 0), (1, 5), (2, 9), (0, 16), (11, 11), (21, 21)
+SHOWN_CHANNELS = 4  # the first ones, unchosen
+FULL_COLOUR = 6  # standard deviations of the initial weights
+
+
+def receptive_fields(args, layer):
+    """FF's layer-0 weights at six positions, the same channels at each, on one scale.
+
+    The scale is set by the initial weights, so that fields that learned little show
+    the faint noise they began with; strong weights go beyond it and are clipped.
+    """
+    R, W = layer.field, layer.get_weights()[0]
+    initial = np.sqrt(2 / W.shape[2])  # standard deviation, He-normal
+    limit = FULL_COLOUR * initial
+    figure = new_figure("Receptive fields of FF's layer 0", args, 10, 8.8)
+    rows, last = min(SHOWN_CHANNELS, layer.channels), layer.side - 1
+    grid = figure.subplots(rows, len(POSITIONS), squeeze=False)
+    for column, position in zip(grid.T, POSITIONS, strict=True):
+        i, j = np.minimum(position, last)
+        for channel, axes in enumerate(column):
+            weights = W[i, j, :, channel]
+            show_image(axes, 0.5 + weights.reshape(R, R, ff.DEPTH) / (2 * limit))
+            axes.spines[:].set(visible=True, color="0.7")
+            seen = min(ff.LABEL_ROWS - i, R), min(ff.LABEL_LEN - j, R)
+            if min(seen) > 0 and args.label_input == "corner":
+                box_label_block(axes, *seen, linewidth=2)
+            strength = np.sqrt(np.mean(weights**2)) / initial
+            axes.set_xlabel(f"rms ×{strength:.1f}", fontsize=10.5, labelpad=3)
+        column[0].set_title(f"row {i},\ncolumn {j}", fontsize=11, loc="center")
+    for channel, axes in enumerate(grid[:, 0]):
+        axes.set_ylabel(f"channel {channel}", fontsize=11)
+    figure.supxlabel(
+        f"One colour scale: grey 0, black and white ∓{limit:.2f}, {FULL_COLOUR} "
+        "standard deviations of the initial weights; red, green and blue\nare the "
+        "input's. rms: in units of the initial one, ×1.0 = as strong as it began. "
+        "Cyan: where the label block lies in the field.",
+        fontsize=10.5,
+    )
+    return figure
+
+
+def per_class_accuracy(args, accuracies, n_images):
+    """Bars of measure_accuracies()'s result for the first n_images test images."""
+    figure = new_figure("Test accuracy by class", args, 11, 4.9)
+    axes = figure.subplots()
+    width = 0.8 / len(accuracies)
+    for k, (name, (by_class, overall)) in enumerate(accuracies.items()):
+        bars = axes.bar(
+            np.arange(ff.N_CLASSES) + (k - (len(accuracies) - 1) / 2) * width,
+            100 * by_class,
+            width,
+            color=LEARNER_LOOKS[name]["color"],
+            hatch=LEARNER_HATCHES[name],
+            label=f"{name}, all classes: {100 * overall:.1f} %",
+        )
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+        axes.bar_label(bars, fmt="{:.0f}", fontsize=10.5, padding=2, bbox=white)
+    axes.axhline(100 / ff.N_CLASSES, **REFERENCE, zorder=0.5, label="chance: 10 %")
+    axes.set_xlim(-0.6, ff.N_CLASSES - 0.4)
+    axes.set_xticks(range(ff.N_CLASSES), ff.CLASSES)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(False, axis="x")
+    highest = max(np.nanmax(by_class) for by_class, _ in accuracies.values())
+    axes.set(yticks=range(0, 101, 20), ylim=(0, 112 * max(highest, 0.2)))
+    axes.set_ylabel("accuracy, % of the class's images")
+    axes.set_title(f"of the first {n_images:,} test images")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    return figure
+
+
+def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
+    """Goodness (L, E) of each layer with true and with wrong labels, and theta."""
+    spacing = mark_every(len(epochs))
+    for i, g in enumerate(g_true):
+        look = {**LAYER_LOOKS[i], "markevery": spacing}
+        axes.plot(epochs, g, label=f"layer {i}, true label", **look)
+    axes.axhline(threshold, **REFERENCE, label=f"threshold θ = {threshold:g}")
+    for i, g in enumerate(g_wrong):
+        look = {**LAYER_LOOKS[i], "markevery": spacing, "markerfacecolor": "white"}
+        axes.plot(epochs, g, "--", label=f"layer {i}, wrong label", **look)
+    axes.set(ylabel="goodness, mean(h²)")
+
+
+def plot_accuracies(axes, epochs, train, test):
+    """Each learner's accuracies {name: (E,)}, fractions, in percent; and chance."""
+    spacing = mark_every(len(epochs))
+    for name, values in test.items():
+        look = {**LEARNER_LOOKS[name], "markevery": spacing}
+        axes.plot(epochs, 100 * values, label=f"{name}, test", **look)
+    axes.axhline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
+    for name, values in train.items():
+        look = {**LEARNER_LOOKS[name], "markevery": spacing, "markerfacecolor": "white"}
+        axes.plot(epochs, 100 * values, lw=1, label=f"{name}, training", **look)
+    axes.set(ylabel="accuracy, %")
+
+
+def add_headroom(axes, share):
+    """Leave `share` of the axes' height free at the top, for the legend."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + (high - low) * share / (1 - share))
+
+
+def curves(args, arrays):
+    """Accuracies, goodness and losses by epoch, from the arrays of model.npz."""
+    names = ["FF", "BP"] if args.bp_baseline else ["FF"]
+    title = f"{' and '.join(names)}, {args.train_subset:,} training images"
+    figure = new_figure(f"{title}, seed {args.seed}", args, 11, 8.4)
+    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
+    epochs = np.arange(1, args.n_epochs + 1)
+    spacing = mark_every(args.n_epochs)
+
+    train = {name: arrays[f"{name.lower()}_train_acc"] for name in names}
+    test = {name: arrays[f"{name.lower()}_test_acc"] for name in names}
+    plot_accuracies(top_left, epochs, train, test)
+    top_left.set_title(f"Accuracy, first {args.eval_subset:,} images of each set")
+    top_left.set_ylim(bottom=0)
+
+    plot_goodness(
+        top_right, epochs, arrays["ff_g_pos"], arrays["ff_g_neg"], args.threshold
+    )
+    top_right.set_title("FF: goodness, mean of the epoch")
+
+    for i, loss in enumerate(arrays["ff_loss_per_layer"]):
+        look = {**LAYER_LOOKS[i], "markevery": spacing}
+        low_left.plot(epochs, loss, label=f"layer {i}", **look)
+    low_left.axhline(np.log(2), **REFERENCE, label="ln 2: all goodness at θ")
+    low_left.set(title="FF: loss, mean of the epoch", ylabel="loss per sample, nats")
+
+    low_right.set_title("BP: loss, mean of the epoch")
+    if args.bp_baseline:
+        look = {**LEARNER_LOOKS["BP"], "markevery": spacing}
+        low_right.plot(epochs, arrays["bp_loss"], label="BP", **look)
+        low_right.axhline(np.log(10), **REFERENCE, label="ln 10: chance")
+        low_right.set(ylabel="cross-entropy per image, nats")
+    else:
+        text = "no BP in this model: --bp-baseline"
+        low_right.text(0.5, 0.5, text, ha="center", transform=low_right.transAxes)
+        low_right.axis("off")
+
+    for axes in (top_left, top_right, low_left, low_right):
+        if axes.lines:
+            axes.set_xlabel("epoch")
+            axes.set_xlim(0.5, args.n_epochs + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            add_headroom(axes, 0.1 * -(-len(axes.lines) // 2))
+            axes.legend(loc="upper right", ncols=2)
+    return figure
+
+
+def describe(args):
+    """A run's arguments in words, as far as they differ from the headline's."""
+    words = [f"label {args.label_input}, {args.negatives} negatives"]
+    for said, word in (
+        (args.n_layers != 2, f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
+        (args.channels != 8, f"{args.channels} channels"),
+        (args.augment, "augmented"),
+        (args.train_subset != 10_000, f"{args.train_subset:,} images"),
+        (args.n_epochs != 10, f"{args.n_epochs} epochs"),
+    ):
+        if said:
+            words.append(word)
+    return ", ".join(words)
+
+
+def closing_the_gap(runs):
+    """Test accuracies of FF and BP in many runs, seed by seed, and their means.
+
+    runs: (arguments, arrays of model.npz) each; those that differ in their seed alone
+    share a row. Raises RunError for a run without --full-test.
+    """
+    groups = {}
+    for args, arrays in runs:
+        same = tuple(
+            value for name, value in sorted(vars(args).items()) if name != "seed"
+        )
+        groups.setdefault(same, []).append((args, arrays))
+    rows = []
+    for group in groups.values():
+        accuracies = {}
+        for name in ("FF", "BP"):
+            key = f"{name.lower()}_full_test_acc"
+            found = [100 * float(arrays[key]) for _, arrays in group if key in arrays]
+            if found:
+                accuracies[name] = found
+        if "FF" not in accuracies:
+            raise ff.RunError("a run has no accuracy on all test images: --full-test")
+        rows.append((describe(group[0][0]), accuracies))
+    rows.sort(key=lambda row: np.mean(row[1]["FF"]))
+
+    title = "Closing the gap: all 10,000 test images"
+    figure = new_figure(title, runs[0][0], 11, 1.9 + 0.42 * len(rows))
+    axes = figure.subplots()
+    for y, (_, accuracies) in enumerate(rows):
+        ends = [np.mean(values) for values in accuracies.values()]
+        axes.plot(ends, [y] * len(ends), color="0.8", linewidth=5, zorder=1)
+        for name, values in accuracies.items():
+            look = LEARNER_LOOKS[name]
+            colour, marker = look["color"], look["marker"]
+            axes.plot(values, [y] * len(values), ".", color="0.2", ms=4, zorder=3)
+            axes.plot(np.mean(values), y, marker, color=colour, markersize=10, zorder=2)
+            axes.annotate(
+                f"{np.mean(values):.1f}",
+                (np.mean(values), y),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9.5,
+                color=colour,
+            )
+    for name in ("FF", "BP"):
+        look = LEARNER_LOOKS[name]
+        axes.plot([], [], look["marker"], color=look["color"], ms=10, label=name)
+    axes.plot([], [], ".", color="0.2", ms=4, label="one seed")
+    axes.axvline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.2)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("test accuracy, %")
+    axes.legend(loc="upper left", ncols=1)
+    return figure
+
+
+# ------------------------------------------------------------- command line
+
+
+def get_model(args, parser, tell):
+    """The learners by name, the arguments and the arrays of a loaded or new model."""
+    if args.model.exists():
+        learners, saved, arrays = ff.load_model(args.model)
+        for name in ff.TRAINING_ARGUMENTS:
+            ours, theirs = getattr(args, name), getattr(saved, name)
+            if ours not in (theirs, parser.get_default(name)):
+                tell(f"{args.model} was made with {name} = {theirs}, which is used")
+        saved.cache_dir = args.cache_dir
+        return learners, saved, arrays, ff.load_data(saved)
+
+    tell(f"{args.model} does not exist: training a model, which will not be saved")
+    data = ff.load_data(args)
+    learners, arrays = ff.run(args, data, tell)
+    return {learner.name: learner for learner in learners}, args, arrays, data
+
+
+def measure_accuracies(learners, images, labels):
+    """{name: (accuracy by class (N_CLASSES,), overall)}, fractions; nan: no images."""
+    accuracies = {}
+    for name, learner in learners.items():
+        predictions = ff.predict(learner, images)
+        by_class = ff.class_accuracies(predictions, labels)
+        by_class[np.bincount(labels, minlength=ff.N_CLASSES) == 0] = np.nan
+        accuracies[name] = by_class, np.mean(predictions == labels)
+    return accuracies
+
+
+def print_accuracies(accuracies, labels, tell):
+    tell(f"{'class':12}{'images':>8}" + "".join(f"{n + ' %':>9}" for n in accuracies))
+    counts = [*np.bincount(labels, minlength=ff.N_CLASSES), len(labels)]
+    columns = [[*by_class, overall] for by_class, overall in accuracies.values()]
+    for name, count, *values in zip(
+        [*ff.CLASSES, "all"], counts, *columns, strict=True
+    ):
+        columns = "".join(f"{100 * value:9.1f}" for value in values)
+        tell(f"{name:12}{count:8}" + columns.replace("nan", "  -"))
+
+
+def draw_model(args, parser):
+    """The five figures by name, of one model, and how to tell lines about it."""
+    learners, trained, arrays, data = get_model(args, parser, ff.teller(args))
+    tell = ff.teller(trained)
+    _, _, test_x, test_y = data
+    count = args.per_class_test_subset
+    accuracies = measure_accuracies(learners, test_x[:count], test_y[:count])
+    print_accuracies(accuracies, test_y[:count], tell)
+    layer_0 = learners["FF"].layers[0]
+    return tell, {
+        "example_images": example_images(trained, test_x, test_y),
+        "example_label_encoded": example_label_encoded(trained, test_x[0], test_y[0]),
+        "receptive_fields_layer0": receptive_fields(trained, layer_0),
+        "per_class_accuracy": per_class_accuracy(trained, accuracies, count),
+        "ff_vs_bp_curves": curves(trained, arrays),
+    }
+
+
+def draw_runs(args, _):
+    """The figure that compares many saved runs, and how to tell lines about them."""
+    runs = [ff.load_model(path)[1:] for path in args.runs]
+    return ff.teller(runs[0][0]), {"closing_the_gap": closing_the_gap(runs)}
+
+
+def main():
+    parser = ff.Parser(
+        "Draw the figures of a saved model, or of one that is trained for them.",
+        "python3 visualize_ff_cifar_locally_connected.py --model model.npz",
+    )
+    help = "file made with --save (default: model.npz); trains a model if there is none"
+    parser.add_argument(
+        "--model", type=Path, default="model.npz", metavar="FILE", help=help
+    )
+    help = f"test images behind the accuracies by class (default: {ff.N_TEST})"
+    parser.add_argument(
+        "--per-class-test-subset",
+        type=ff.number(int, 1, ff.N_TEST),
+        default=ff.N_TEST,
+        metavar="N",
+        help=help,
+    )
+    help = "folder of the figures, made if there is none (default: viz)"
+    parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
+    help = "draw closing_the_gap.png alone, from these files made with --save"
+    parser.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
+    ff.add_training_flags(parser)
+    args = parser.parse_args()
+    try:
+        args.outdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.outdir):
+            pass
+    except OSError as error:
+        parser.error(f"cannot write into {args.outdir}: {error.strerror or error}")
+
+    with matplotlib.rc_context(STYLE):
+        draw = draw_runs if args.runs else draw_model
+        tell, figures = draw(args, parser)
+        for name, figure in figures.items():
+            png = io.BytesIO()
+            figure.savefig(png, format="png")
+            path = args.outdir / f"{name}.png"
+            ff.write_whole(path, lambda file, png=png: file.write(png.getvalue()))
+            tell(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    ff.command(main)
