@@ -1176,9 +1176,9 @@ def load_model(path):
     try:
         config = json.loads(str(arrays["config"]))["arguments"]
         args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
-        fields = RECEPTIVE_FIELDS[: args.n_layers]
-        specs = [[field, args.channels] for field in fields]
-        if not specs or arrays["layer_specs"].tolist() != specs:
+        specs = [[field, args.channels] for field in RECEPTIVE_FIELDS[: args.n_layers]]
+        saved = arrays["layer_specs"].tolist()
+        if len(specs) != args.n_layers or not specs or saved != specs:
             raise ValueError("layer_specs and config differ")
         learners = make_learners(args)
         epochs = len(arrays["ff_wallclock"])

@@ -467,7 +467,7 @@ def main():
     )
     help = "folder of the figures, made if there is none (default: viz)"
     parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
-    help = "draw closing_the_gap.png alone, from these files made with --save"
+    help = "draw only closing_the_gap.png, of these saved runs (default: of --model)"
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
     ff.add_training_flags(parser)
     args = parser.parse_args()

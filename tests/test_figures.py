@@ -262,7 +262,7 @@ def test_the_model_that_visualize_trains_is_the_one_that_the_main_script_trains(
     parser, args = ff.Parser("", ""), arguments(n_epochs=1)
     args.model = Path("no such model.npz")
     _, _, arrays, _ = viz.get_model(args, parser, lambda *line: None)
-    expected = ff.run(args, data, lambda *line: None)
+    _, expected = ff.run(args, data, lambda *line: None)
     for name in set(expected) - {"ff_wallclock", "bp_wallclock"}:
         np.testing.assert_array_equal(arrays[name], expected[name], name)
 
@@ -277,10 +277,37 @@ def test_the_arguments_of_a_model_win_over_other_flags_and_that_is_said(
     assert said == [f"{model} was made with n_layers = 2, which is used"]
 
 
+def test_runs_are_compared_in_one_figure_by_the_mean_of_their_seeds(
+    call, data, tmp_path
+):
+    paths = []
+    for seed, label_input in ((0, "corner"), (1, "corner"), (0, "everywhere")):
+        args = arguments(n_epochs=1)
+        args.seed, args.label_input = seed, label_input
+        _, arrays = ff.run(args, data, lambda *line: None)
+        for k, name in enumerate(("ff_full_test_acc", "bp_full_test_acc")):
+            arrays[name] = np.float64(0.2 + 0.1 * seed + 0.05 * k)
+        paths.append(tmp_path / f"{label_input}{seed}.npz")
+        ff.save_npz(paths[-1], arrays)
+    lines = call(viz.main, "--runs", *paths, "--outdir", tmp_path)
+    assert lines == [f"[synthetic] wrote {tmp_path / 'closing_the_gap.png'}"]
+    runs = [ff.load_model(path)[1:] for path in paths]
+    (axes,) = viz.closing_the_gap(runs).axes
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert [row.split(",")[0] for row in rows] == ["label everywhere", "label corner"]
+    assert [text.get_text() for text in axes.texts] == ["20.0", "25.0", "25.0", "30.0"]
+
+
+def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
+    with pytest.raises(ff.RunError, match="--full-test"):
+        call(viz.main, "--runs", models(), "--outdir", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_is_one_error_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "figure.png").mkdir()
     with pytest.raises(ff.RunError, match=r"cannot write .*figure\.png"):
-        viz.write_whole(tmp_path / "figure.png", b"content")
+        ff.write_whole(tmp_path / "figure.png", lambda file: file.write(b"content"))
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
 
 
@@ -347,17 +374,6 @@ def test_mean_goodness_is_that_of_each_image_with_its_true_and_nine_wrong_labels
     np.testing.assert_allclose(wrong, np.mean(expected_wrong, axis=0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_the_highest_bar_is_the_label_that_the_learner_predicts(data, n_layers):
-    (learner,) = ff.make_learners(arguments(n_layers, False))
-    for step in range(3):
-        batch = slice(64 * step, 64 * (step + 1))
-        learner.train_step(data[0][batch], data[1][batch])
-    for image in data[2][:20]:
-        demo = animation.demo_goodness(learner, image)
-        assert demo.argmax() == learner.predict(image[None])[0]
-
-
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
     args = arguments(n_layers, False)
@@ -401,7 +417,7 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--per-class-test-subset", "0"]),
         (viz, ["--per-class-test-subset", "10001"]),
         (viz, ["--outdir", __file__]),
-        (viz, ["--n-layers", "4"]),
+        (viz, ["--n-layers", "5"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),

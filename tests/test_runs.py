@@ -83,6 +83,12 @@ NONSENSE = {
     "--n-layers": ["0", "-1", "3", "nan", "1.5", "x"],
     "--batch-size": ["0", "-1", "nan", "inf", "x"],
     "--lr": ["0", "-0.1", "nan", "inf", "-inf", "1e-99", "1e99", "x", ""],
+    "--bp-lr": ["0", "nan", "x"],
+    "--lr-schedule": ["cosine", ""],
+    "--weight-decay": ["-1", "nan", "inf", "x"],
+    "--channels": ["0", "-1", "nan", "1.5"],
+    "--label-input": ["nowhere", "Corner"],
+    "--negatives": ["easy", ""],
     "--threshold": ["0", "-2", "nan", "inf", "x"],
     "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
     "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
@@ -231,9 +237,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(run, tmp_path
         assert (a[name] != c[name]).any()
 
 
-def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path):
+@pytest.mark.parametrize(
+    "more", ["", "--label-input everywhere --negatives sampled --augment"]
+)
+def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path, more):
     for threads in "1", "2":
         flags = "--bp-baseline", "--n-epochs", "1", "--save", tmp_path / threads
+        flags = *flags, *more.split()
         env = {"OMP_NUM_THREADS": threads}
         code, out, _ = run(*flags, settings=FULL_SIZE, env=env)
         assert code == 0
