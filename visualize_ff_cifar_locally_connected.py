@@ -309,7 +309,7 @@ def curves(args, arrays):
 
 
 def describe(args):
-    """A run's arguments in words, as far as they differ from the headline's."""
+    """A run in two lines: how it differs from the headline, and its learning rates."""
     words = [f"label {args.label_input}, {args.negatives} negatives"]
     for said, word in (
         (args.n_layers != 2, f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
@@ -320,7 +320,11 @@ def describe(args):
     ):
         if said:
             words.append(word)
-    return ", ".join(words)
+    falls = " → 0" if args.lr_schedule == "linear" else ""
+    rates = f"learning rate {args.lr:g}{falls}, of BP {args.bp_lr or args.lr:g}{falls}"
+    if len(words) > 3:
+        words[2] = "\n" + words[2]
+    return ", ".join(words).replace(" \n", "\n") + "\n" + rates
 
 
 def closing_the_gap(runs):
@@ -349,23 +353,25 @@ def closing_the_gap(runs):
     rows.sort(key=lambda row: np.mean(row[1]["FF"]))
 
     title = "Closing the gap: all 10,000 test images"
-    figure = new_figure(title, runs[0][0], 11, 1.9 + 0.42 * len(rows))
+    figure = new_figure(title, runs[0][0], 11, 1.9 + 0.55 * len(rows))
     axes = figure.subplots()
     for y, (_, accuracies) in enumerate(rows):
-        ends = [np.mean(values) for values in accuracies.values()]
-        axes.plot(ends, [y] * len(ends), color="0.8", linewidth=5, zorder=1)
+        means = {name: np.mean(values) for name, values in accuracies.items()}
+        axes.plot(means.values(), [y] * len(means), color="0.8", linewidth=5, zorder=1)
         for name, values in accuracies.items():
-            look = LEARNER_LOOKS[name]
+            look, mean = LEARNER_LOOKS[name], means[name]
             colour, marker = look["color"], look["marker"]
+            axes.plot(mean, y, marker, color=colour, markersize=10, zorder=2)
             axes.plot(values, [y] * len(values), ".", color="0.2", ms=4, zorder=3)
-            axes.plot(np.mean(values), y, marker, color=colour, markersize=10, zorder=2)
+            side = -1 if mean == min(means.values()) else 1
             axes.annotate(
-                f"{np.mean(values):.1f}",
-                (np.mean(values), y),
-                xytext=(0, 8),
+                f"{mean:.1f}",
+                (mean, y),
+                xytext=(10 * side, 0),
                 textcoords="offset points",
-                ha="center",
-                fontsize=9.5,
+                ha="right" if side < 0 else "left",
+                va="center",
+                fontsize=10.5,
                 color=colour,
             )
     for name in ("FF", "BP"):
@@ -373,12 +379,13 @@ def closing_the_gap(runs):
         axes.plot([], [], look["marker"], color=look["color"], ms=10, label=name)
     axes.plot([], [], ".", color="0.2", ms=4, label="one seed")
     axes.axvline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.2)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=10.5)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("test accuracy, %")
-    axes.legend(loc="upper left", ncols=1)
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -296,6 +296,7 @@ def test_runs_are_compared_in_one_figure_by_the_mean_of_their_seeds(
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert [row.split(",")[0] for row in rows] == ["label everywhere", "label corner"]
     assert [text.get_text() for text in axes.texts] == ["20.0", "25.0", "25.0", "30.0"]
+    assert rows[0].splitlines()[1] == "learning rate 0.01, of BP 0.01"
 
 
 def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
