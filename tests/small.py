@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -113,6 +114,11 @@ def reseal(npz, names, change):
     return zip_of(members)
 
 
+def heed_interrupts():
+    """Undo that a process started in the background ignores Ctrl-C, as all below it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(settings, *flags, **options):
     """The main script in a process of its own, with these constants and flags."""
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -120,7 +126,7 @@ def start(settings, *flags, **options):
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(settings), *map(str, flags)],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        | {"env": environment}
+        | {"env": environment, "preexec_fn": heed_interrupts}
         | options,
     )
 
