@@ -158,6 +158,13 @@ def load_cifar10(cache_dir=None):
     folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
     cached = folder / "cifar10.npz"
     tried = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the cache folder {folder}: {error}; choose another with "
+            "--cache-dir"
+        ) from error
     for source, read in (
         (cached, read_npz),
         (folder / "cifar-10-binary.tar.gz", read_toronto),
@@ -166,7 +173,6 @@ def load_cifar10(cache_dir=None):
         (KAGGLE_URL, read_kaggle),
     ):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             if isinstance(source, Path) and not source.exists():
                 continue
             arrays = read_source(source, read, folder)
@@ -678,7 +684,10 @@ class LocallyConnected:
         return h
 
     def weight_gradient(self, du, rows):
-        """The gradient of W[rows] (t, T, K, N), from du of these rows (t, T, P, B, N)."""
+        """The gradient of W[rows] (t, T, K, N), from du of these rows (t, T, P, B, N).
+
+        du is written over, and so is the gradient at this thread's next call.
+        """
         gradient = scratch("gradient", *self.W.value[rows].shape)
         P = du.shape[2]
         r, c = self.corner if P > 1 and rows.start < self.corner[0] else (0, 0)
@@ -715,16 +724,16 @@ class LocallyConnected:
 
         def work(rows):
             d = du[rows]
-            dV = samples @ d.reshape(*d.shape[:2], P * B, N)
+            per_label = samples @ d.reshape(*d.shape[:2], P * B, N)
             if not as_it_is:
                 d = np.multiply(d, scaled[:, :, None], out=scratch("d", *d.shape))
             gradient = self.weight_gradient(d, rows)
             if input_gradient:
                 self.input_gradient(d[:, :, 0], rows, strips[rows])
             adam.update(self.W, gradient, rows)
-            adam.update(self.b, dV.sum(axis=2), rows)
+            adam.update(self.b, per_label.sum(axis=2), rows)
             if self.V:
-                adam.update(self.V, dV, rows)
+                adam.update(self.V, per_label, rows)
 
         self.in_rows(work)
         if not input_gradient:
@@ -769,10 +778,24 @@ def make_layers(rng, n_layers, channels, label_input=None):
 # ---------------------------------------------------------- Forward-Forward
 
 
+def count_units(h):
+    return h.shape[0] * h.shape[1] * h.shape[4]
+
+
 def goodness(h):
-    """mean(h^2) over a layer's units (section 2): (T, T, P, B, N) -> (P, B)."""
-    units = h.shape[0] * h.shape[1] * h.shape[4]
-    return np.vecdot(h, h).sum(axis=(0, 1)) / units
+    """mean(h^2) over a layer's units: (T, T, P, B, N) -> (P, B).
+
+    The paper's (section 2) is the sum; with the mean, layers of any size share theta.
+    """
+    return np.vecdot(h, h).sum(axis=(0, 1)) / count_units(h)
+
+
+def goodness_derivative(h):
+    """dg/du by the pre-activations u, (T, T, P, B, N), and a factor: 2 relu(u) / units.
+
+    Another goodness has another one; it must be zero where relu(u) is.
+    """
+    return h, np.float32(2 / count_units(h))
 
 
 class ForwardForward:
@@ -817,7 +840,7 @@ class ForwardForward:
             yield layer, h, g
             if above:
                 # The input of the next layer is h / rms(h), so that only the
-                # direction of the activity is passed on (section 2).
+                # direction of the activity is passed on (section 2). g is its square.
                 scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
                 x = layer.maps("x maps", h[:, :, 0])
                 rows, columns = above.sees
@@ -861,8 +884,8 @@ class ForwardForward:
             loss = np.logaddexp(0, -margin).mean()
             statistics += loss, *g.mean(axis=1)
             slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size  # dloss/dg
-            slope *= np.float32(2 * margin.size / h.size)  # dg/du = 2 h / units
-            layer.backward(h, self.adam, slope)
+            dg, factor = goodness_derivative(h)
+            layer.backward(dg, self.adam, slope * factor)
         return np.array(statistics)
 
     def label_goodness(self, images):
@@ -976,14 +999,20 @@ def augment(images, rng):
     return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
 
 
+def in_batches(work, images):
+    """work(images) (..., B), for any number of images, a batch at a time."""
+    starts = range(0, len(images), EVALUATION_BATCH)
+    parts = [work(images[i : i + EVALUATION_BATCH]) for i in starts]
+    return np.concatenate(parts, axis=-1)
+
+
 def predict(learner, images):
     """The predicted labels of any number of uint8 images."""
-    starts = range(0, len(images), EVALUATION_BATCH)
-    batches = [learner.predict(images[i : i + EVALUATION_BATCH]) for i in starts]
-    return np.concatenate(batches)
+    return in_batches(learner.predict, images)
 
 
 def accuracy(learner, images, labels):
+    """The share of the images that are predicted right."""
     return float(np.mean(predict(learner, images) == labels))
 
 
@@ -1011,9 +1040,10 @@ def train_epoch(learner, images, labels, args, where):
         if not np.isfinite(statistics).all():
             bad = int(np.argmin(np.isfinite(statistics)))
             column = learner.columns[bad].replace(" ", " of layer ")
+            flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
             raise RunError(
                 f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
-                f"learning rate {learner.adam.learning_rate:g}; try a smaller --lr"
+                f"learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
             )
         total += len(batch) * statistics
         show_progress(f"{where}, step {step + 1} of {len(starts)}")
@@ -1336,10 +1366,9 @@ def training_arguments(**changes):
 
 
 # The arguments that decide a training run: what a checkpoint has to agree on.
-TRAINING_ARGUMENTS = ("dataset", "train_subset", "eval_subset", "seed", "n_epochs")
-TRAINING_ARGUMENTS += ("n_layers", "channels", "batch_size", "lr", "lr_schedule")
-TRAINING_ARGUMENTS += ("weight_decay", "augment", "threshold", "label_input")
-TRAINING_ARGUMENTS += ("negatives", "bp_baseline", "bp_lr")
+TRAINING_ARGUMENTS = tuple(
+    name for name in vars(training_arguments()) if name != "cache_dir"
+)
 
 
 def load_data(args):
@@ -1356,7 +1385,7 @@ def teller(args):
 
 
 def versions():
-    """What the bits of a run depend on."""
+    """What a run was made with."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "python": platform.python_version(),
@@ -1419,7 +1448,8 @@ def run(args, data, tell, full_test=False, checkpoint=None):
             f"{seconds:9.1f}"
         )
     tell(f"{'chance':10}{10:9.2f}{90:9.2f}{len(test_y) * 9 // 10:9}")
-    tell(f"(on {len(test_y)} test images; time of training, without evaluation)")
+    seen = min(args.eval_subset, args.train_subset)
+    tell(f"({len(test_y)} test and {seen} training images; time without evaluation)")
     if predictions:
         tell()
         tell(f"{'class':10}" + "".join(f"{name + ' %':>9}" for name in predictions))
@@ -1437,6 +1467,9 @@ def command(main):
         main()
     except RunError as error:
         say(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(1)
+    except MemoryError:
+        say(f"{Path(sys.argv[0]).name}: not enough memory: fewer --channels or images")
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted; a training with --checkpoint FILE goes on when started again")

@@ -70,9 +70,7 @@ class Snapshot(NamedTuple):
 
 def mean_goodness(learner, images, labels):
     """The layers' goodness (L,), true and wrong label, over images (B, H, W, 3)."""
-    parts = np.array_split(np.arange(len(images)), -(-len(images) // 64))
-    g = [learner.label_goodness(images[part]) for part in parts]
-    g = np.concatenate(g, axis=2)  # (L, N_CLASSES, B)
+    g = ff.in_batches(learner.label_goodness, images)  # (L, N_CLASSES, B)
     true = g[:, labels, np.arange(len(labels))]
     wrong = (g.sum(axis=1) - true) / (ff.N_CLASSES - 1)
     return true.mean(axis=1), wrong.mean(axis=1)

@@ -691,7 +691,7 @@ def test_a_cut_archive_in_the_cache_gives_way_and_is_left_alone(serve, cache, ca
 def test_a_cache_folder_that_cannot_be_made_is_one_line(serve, tmp_path, where):
     serve([whole(TORONTO)])
     (tmp_path / "file").write_bytes(b"in the way")
-    with pytest.raises(RunError, match="cannot get .*--cache-dir") as error:
+    with pytest.raises(RunError, match="cannot make .*--cache-dir") as error:
         ff.load_cifar10(tmp_path / where)
     assert str(tmp_path / where) in str(error.value)
     assert (tmp_path / "file").read_bytes() == b"in the way"
