@@ -1386,7 +1386,7 @@ def teller(args):
 
 def versions():
     """What a run was made with."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
