@@ -123,8 +123,10 @@ def read_npz(file):
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("expected an uncompressed .npz file")
-            data = io.BytesIO(archive.read(member))  # checks the CRC of the member
-            array = np.lib.format.read_array(data, allow_pickle=False)
+            with archive.open(member) as data:
+                array = np.lib.format.read_array(data, allow_pickle=False)
+                if data.read(1):  # the end, which is where zipfile checks the CRC
+                    raise ValueError(f"{member.filename} is longer than its array")
             arrays[member.filename.removesuffix(".npy")] = array
     return arrays
 

@@ -6,11 +6,12 @@
 
     uv run tests/benchmark.py
 
-Both work on the same random images, in turn, in one process; times are medians. "plain"
-is what one writes first: im2col, one matmul with the positions as its batch axis,
-separate positive and negative passes, a second forward pass for the next layer's input,
-Adam with temporaries, ten forward passes to predict. Its matrix products are too small
-for a BLAS library to share out to threads, so that one BLAS thread is no handicap.
+Both work on the same images (CIFAR-10 where it is at hand, else synthetic ones) in one
+process; times are medians. "plain" is what one writes first: im2col, one matmul with
+the positions as its batch axis, separate positive and negative passes, a second forward
+pass for the next layer's input, Adam with temporaries, ten forward passes to predict.
+Its matrix products are too small for a BLAS library to share out to threads, so that
+one BLAS thread is no handicap.
 """
 
 import os
@@ -23,11 +24,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
+
+# isort: split
+import numpy as np
 import plain
 
-import ff_cifar_locally_connected as ff
-
-np = plain.np
 B, EPOCH, EPOCHS, EVALUATED = 64, 10_000, 10, 1000  # the headline's numbers
 
 
@@ -75,15 +77,16 @@ def multiplications(layers):
     return sum(everything), sum(corner)
 
 
-def headline():
+def choose_dataset():
+    """cifar10 where no network is needed for it, else synthetic."""
+    folder = os.environ.get("HINTON_CIFAR_CACHE") or "~/.cache/hinton-cifar"
+    names = "cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip"
+    found = any((Path(folder).expanduser() / name).exists() for name in names)
+    return "cifar10" if found else "synthetic"
+
+
+def headline(dataset):
     """Seconds and peak memory in MB of the headline command, in a process of its own."""
-    has_data = any(
-        (Path(os.environ.get("HINTON_CIFAR_CACHE", "~/.cache/hinton-cifar")) / name)
-        .expanduser()
-        .exists()
-        for name in ("cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip")
-    )
-    dataset = "cifar10" if has_data else "synthetic"
     script = HERE.parent / "ff_cifar_locally_connected.py"
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--bp-baseline", "--full-test", "--dataset", dataset]
@@ -96,18 +99,32 @@ def headline():
         if status:
             sys.exit("benchmark.py: the headline command failed")
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, KiB here
-        return time.perf_counter() - start, usage.ru_maxrss / unit, dataset
+        return time.perf_counter() - start, usage.ru_maxrss / unit
 
 
 def main():
     for name, version in ff.versions().items():
         print(f"{name}: {version}")
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (B, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, B).astype(np.uint8)
-    negatives = (labels + 1) % 10
+    dataset = choose_dataset()
+    # First, as a process's peak begins with that of the one it is started from.
+    whole, peak = headline(dataset)
+    args = ff.training_arguments(dataset=dataset, cache_dir=None, bp_baseline=True)
+    pool, pool_labels = (array[:EPOCH] for array in ff.load_data(args)[:2])
+    pool_negatives = (pool_labels + 1) % 10
+    images = pool[:B]
 
-    ours, our_bp = ff.make_learners(ff.training_arguments(bp_baseline=True))
+    def step(learner, batch):
+        if learner is theirs:
+            wrong = pool_negatives[batch]
+            learner.train_step(pool[batch], pool_labels[batch], wrong)
+        else:
+            learner.train_step(pool[batch], pool_labels[batch])
+
+    def any_step(learner):  # of new images each time, as learners go on learning
+        return lambda: step(learner, rng.choice(EPOCH, B, replace=False))
+
+    ours, our_bp = ff.make_learners(args)
 
     def plain_layers(layers):
         return [
@@ -121,58 +138,37 @@ def main():
     their_bp = plain.Backprop(layers, *readout, 0.01, np.float32)
 
     rate = large_matmul_rate()
-    ff_plain, ff_ours, bp_plain, bp_ours = in_turn(
-        [
-            (lambda: theirs.train_step(images, labels, negatives), 5),
-            (lambda: ours.train_step(images, labels), 40),
-            (lambda: their_bp.train_step(images, labels), 5),
-            (lambda: our_bp.train_step(images, labels), 40),
-        ],
-        rounds=5,
-    )
-    predictions = in_turn(
-        [
-            (lambda: theirs.predict(images), 1),
-            (lambda: ours.predict(images), 10),
-            (lambda: their_bp.predict(images), 3),
-            (lambda: our_bp.predict(images), 10),
-        ],
-        rounds=5,
-    )
-    ff_predict_plain, ff_predict, bp_predict_plain, bp_predict = predictions / B
 
-    def epoch(learners, order):
+    def measure(forward_forward, backprop, steps, predictions):
+        """Seconds of a step of FF and BP, and of a prediction per image of each."""
+        return in_turn(
+            [
+                (any_step(forward_forward), steps),
+                (any_step(backprop), steps),
+                (lambda: forward_forward.predict(images), predictions),
+                (lambda: backprop.predict(images), predictions),
+            ],
+            rounds=5,
+        ) / [1, 1, B, B]
+
+    def epoch(*learners):
+        order = rng.permutation(EPOCH)
         start = time.perf_counter()
-        for i in range(0, EPOCH, B):
-            batch = order[i : i + B]
-            for learner in learners:
-                learner(batch)
+        for learner in learners:
+            for i in range(0, EPOCH, B):
+                step(learner, order[i : i + B])
         return time.perf_counter() - start
 
-    pool = rng.integers(0, 256, (EPOCH, 32, 32, 3), dtype=np.uint8)
-    pool_labels = rng.integers(0, 10, EPOCH).astype(np.uint8)
-    order = rng.permutation(EPOCH)
-    epoch_plain = epoch(
-        [
-            lambda b: theirs.train_step(
-                pool[b], pool_labels[b], (pool_labels[b] + 1) % 10
-            ),
-            lambda b: their_bp.train_step(pool[b], pool_labels[b]),
-        ],
-        order,
+    ff_ours, bp_ours, ff_predict, bp_predict = measure(ours, our_bp, 40, 10)
+    epoch_ours = epoch(ours, our_bp)
+    ff_plain, bp_plain, ff_predict_plain, bp_predict_plain = measure(
+        theirs, their_bp, 5, 1
     )
-    epoch_ours = epoch(
-        [
-            lambda b: ours.train_step(pool[b], pool_labels[b]),
-            lambda b: our_bp.train_step(pool[b], pool_labels[b]),
-        ],
-        order,
-    )
+    epoch_plain = epoch(theirs, their_bp)
     predicted = EPOCHS * 2 * EVALUATED + 10_000
     whole_plain = EPOCHS * epoch_plain + predicted * (
         ff_predict_plain + bp_predict_plain
     )
-    whole, peak, dataset = headline()
 
     print(f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}")
     for name, unit, factor, a, b in (
