@@ -10,6 +10,14 @@ learns by itself to give images with their true label a high goodness mean(h^2) 
 images with a wrong label a low one; and with backpropagation (BP) through a softmax.
 
     python3 ff_cifar_locally_connected.py --bp-baseline --full-test --save model.npz
+
+ends with these lines (and then the accuracies by class):
+
+                 test %  error %   misses  train %   time s
+    FF            24.87    75.13     7513    26.90     13.9
+    BP            37.63    62.37     6237    53.70     14.7
+    chance        10.00    90.00     9000
+    (10000 test and 1000 training images; time without evaluation)
 """
 
 import argparse
