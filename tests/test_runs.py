@@ -367,6 +367,8 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_line(run, tmp_path):
 
 EPOCHS = 30
 LONG = "--bp-baseline", "--full-test", "--n-epochs", str(EPOCHS), "--seed", "1"
+# All generators, and the schedule, have to go on where they were.
+LONG += "--negatives", "sampled", "--augment", "--lr-schedule", "linear"
 
 
 def rows_until(process, count):
