@@ -314,6 +314,7 @@ def describe(args):
     for said, word in (
         (args.n_layers != 2, f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
         (args.channels != 8, f"{args.channels} channels"),
+        (args.weight_decay, f"weight decay {args.weight_decay:g}"),
         (args.augment, "augmented"),
         (args.train_subset != 10_000, f"{args.train_subset:,} images"),
         (args.n_epochs != 10, f"{args.n_epochs} epochs"),
