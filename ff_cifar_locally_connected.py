@@ -66,7 +66,6 @@ LABEL_ON, LABEL_OFF = 1.0, -1.0
 
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
 CHANNELS = 8  # units at each position, unless --channels says otherwise
-NEGATIVE_TEMPERATURE = 0.1  # of the softmax from which --negatives sampled draws
 
 # Two public sources of the same 60,000 images; the digest decides for both.
 TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -812,6 +811,9 @@ def goodness_derivative(h):
 class ForwardForward:
     """Layers that each learn, alone, a goodness above threshold for the true label.
 
+    threshold: theta; or "halfway", between the goodness of an image's two passes: then
+        the loss depends on their difference alone, as in SymBa (arXiv:2303.08418)
+    temperature: the unit of goodness, in the loss and in the choice of negatives
     label_input: "corner", a block of the image, or "everywhere", top-down to all units
     negatives: how the wrong label is chosen, see wrong_labels()
     generators["negatives"] draws it
@@ -819,10 +821,19 @@ class ForwardForward:
 
     name = "FF"
 
-    def __init__(self, layers, adam, generators, threshold, label_input, negatives):
+    def __init__(
+        self,
+        layers,
+        adam,
+        generators,
+        threshold=2.0,
+        temperature=1.0,
+        label_input="corner",
+        negatives="uniform",
+    ):
         self.layers, self.adam, self.generators = layers, adam, generators
-        self.threshold, self.label_input = threshold, label_input
-        self.negatives = negatives
+        self.threshold, self.temperature = threshold, np.float32(temperature)
+        self.label_input, self.negatives = label_input, negatives
         # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
         # the paper: most of its units do not see the label.
         corner = label_input == "corner" and len(layers) > 1
@@ -874,27 +885,36 @@ class ForwardForward:
         scores = self.label_scores(images)
         scores[labels, np.arange(len(labels))] = -np.inf
         if self.negatives == "sampled":  # the largest of logits + Gumbel noise
-            scores = scores / NEGATIVE_TEMPERATURE + rng.gumbel(size=scores.shape)
+            scores = scores / self.temperature + rng.gumbel(size=scores.shape)
         return scores.argmax(axis=0).astype(np.uint8)
+
+    def loss(self, g):
+        """The mean of log(1 + exp(-+(g - theta) / temperature)), and dloss/dg (2, B).
+
+        g (2, B): the goodness of the positive pass (-), and of the negative one (+)
+        """
+        sign = np.float32([[1], [-1]])
+        halfway = self.threshold == "halfway"
+        theta = g.mean(axis=0) if halfway else np.float32(self.threshold)
+        margin = sign * (g - theta) / self.temperature
+        # Halfway, theta moves with g: yet the derivative comes out as for a fixed one.
+        slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
+        return np.logaddexp(0, -margin).mean(), slope
 
     def train_step(self, images, labels):
         """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
 
         A layer's input is the activity from before the update of the one below:
         one forward pass serves the whole step. Returns the batch means of
-        self.columns: the loss log(1 + exp(-+(g - threshold))) over both passes, and
-        the goodness of each.
+        self.columns: the loss over both passes, and the goodness of each.
         """
         negatives = self.wrong_labels(images, labels)
-        sign = np.float32([[1], [-1]])
         self.adam.begin_step()
         statistics = []
         passes = list(self.forward(images, np.stack([labels, negatives])))
         for layer, h, g in passes:
-            margin = sign * (g - np.float32(self.threshold))
-            loss = np.logaddexp(0, -margin).mean()
+            loss, slope = self.loss(g)
             statistics += loss, *g.mean(axis=1)
-            slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size  # dloss/dg
             dg, factor = goodness_derivative(h)
             layer.backward(dg, self.adam, slope * factor)
         return np.array(statistics)
@@ -992,6 +1012,7 @@ def make_learners(args):
     forward_forward = ForwardForward(
         *parts(args.label_input, args.lr),
         args.threshold,
+        args.temperature,
         args.label_input,
         args.negatives,
     )
@@ -1179,9 +1200,10 @@ def model_arrays(args, learners, histories, full_test):
     """The arrays of model.npz: the README lists them."""
     layers = learners[0].layers
     arguments = {name: getattr(args, name) for name in TRAINING_ARGUMENTS}
+    halfway = args.threshold == "halfway"
     arrays = {
         "layer_specs": np.int32([(layer.field, layer.channels) for layer in layers]),
-        "threshold": np.float64(args.threshold),
+        "threshold": np.float64(math.nan if halfway else args.threshold),
         "seed": np.int64(args.seed),
         "config": json.dumps({"arguments": arguments, "versions": versions()}),
     }
@@ -1235,10 +1257,11 @@ def load_model(path):
         expected = model_arrays(args, learners, histories, full_test)
         check_like(arrays, expected)
         for name in ("threshold", "seed"):
-            if not np.array_equal(arrays[name], expected[name]):
+            if not np.array_equal(arrays[name], expected[name], equal_nan=True):
                 raise ValueError(f"{name} and config differ")
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            sound = array.dtype.kind != "f" or np.isfinite(array).all()
+            if not sound and (name, args.threshold) != ("threshold", "halfway"):
                 raise ValueError(f"{name} is not finite")
         for learner in learners:
             prefix = learner.name.lower()
@@ -1289,6 +1312,14 @@ def number(kind, low, high=2**63 - 1):
         return value
 
     return parse
+
+
+def threshold(text):
+    """An argparse type: theta, a number above 0, or "halfway"."""
+    try:
+        return text if text == "halfway" else number(float, 1e-12)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or halfway") from error
 
 
 def destination(text):
@@ -1358,8 +1389,10 @@ def add_training_flags(parser):
     choose("--label-input", "corner", "everywhere", help)
     help = "the wrong label: any, that of highest goodness, or by softmax of goodness"
     choose("--negatives", "uniform", "hardest", "sampled", help)
-    help = "theta, the goodness between the positive and the negative samples"
-    add("--threshold", 2.0, positive, help)
+    help = "theta, a goodness; or halfway: between the two passes of each image"
+    add("--threshold", 2.0, threshold, help)
+    help = "unit of goodness, in the loss and in the softmax of --negatives sampled"
+    add("--temperature", 1.0, positive, help)
     group = parser.add_argument_group("backprop")
     help = "train the same stack with backprop too"
     group.add_argument("--bp-baseline", action="store_true", help=help)

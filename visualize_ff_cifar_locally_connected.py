@@ -230,12 +230,16 @@ def per_class_accuracy(args, accuracies, n_images):
 
 
 def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
-    """Goodness (L, E) of each layer with true and with wrong labels, and theta."""
+    """Goodness (L, E) of each layer with true and with wrong labels, and theta.
+
+    There is no one theta to draw where it is "halfway".
+    """
     spacing = mark_every(len(epochs))
     for i, g in enumerate(g_true):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         axes.plot(epochs, g, label=f"layer {i}, true label", **look)
-    axes.axhline(threshold, **REFERENCE, label=f"threshold θ = {threshold:g}")
+    if threshold != "halfway":
+        axes.axhline(threshold, **REFERENCE, label=f"threshold θ = {threshold:g}")
     for i, g in enumerate(g_wrong):
         look = {**LAYER_LOOKS[i], "markevery": spacing, "markerfacecolor": "white"}
         axes.plot(epochs, g, "--", label=f"layer {i}, wrong label", **look)

@@ -132,7 +132,7 @@ def main():
             for layer in layers
         ]
 
-    theirs = plain.ForwardForward(plain_layers(ours.layers), 2.0, 0.01, np.float32)
+    theirs = plain.ForwardForward(plain_layers(ours.layers), 0.01, np.float32)
     readout = our_bp.W_out.value, our_bp.b_out.value
     layers = plain_layers(our_bp.layers)
     their_bp = plain.Backprop(layers, *readout, 0.01, np.float32)

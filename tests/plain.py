@@ -53,7 +53,7 @@ class Layer:
 
     def forward(self, x, labels=None):
         """Activities (positions, B, channels); keeps what the gradients need."""
-        self.x, self.labels, self.columns = x, labels, im2col(x, self.field)
+        self.x, self.columns = x, im2col(x, self.field)
         u = self.columns @ self.W + self.b[:, None]
         if self.V is not None:
             u = u + self.V[labels].transpose(1, 0, 2)
@@ -66,12 +66,12 @@ class Layer:
         """The next layer's input: maps divided by their root mean square."""
         return self.maps(h) / np.sqrt(goodness(h))[:, None, None, None]
 
-    def weight_gradient(self, du):
-        """Of each of parameters()."""
-        gradients = [self.columns.transpose(0, 2, 1) @ du, du.sum(axis=1)]
+    def weight_gradient(self, du, columns, labels=None):
+        """Of each of parameters(), for the columns and labels of a forward()."""
+        gradients = [columns.transpose(0, 2, 1) @ du, du.sum(axis=1)]
         if self.V is not None:
             gradients.append(np.zeros_like(self.V))
-            for i, label in enumerate(self.labels):
+            for i, label in enumerate(labels):
                 gradients[2][label] += du[:, i]
         return gradients
 
@@ -106,18 +106,39 @@ def goodness(h):
     return (h**2).mean(axis=(0, 2))
 
 
-def ff_loss(g_positive, g_negative, threshold):
-    """Mean over the 2B samples of log(1 + exp(-+(g - threshold)))."""
-    losses = np.log(1 + np.exp(-(g_positive - threshold)))
-    losses += np.log(1 + np.exp(g_negative - threshold))
+def ff_loss(g_positive, g_negative, threshold, temperature=1.0):
+    """Mean over the 2B samples of log(1 + exp(-+(g - threshold) / temperature)).
+
+    threshold: a number, or "halfway" between the two goodnesses of each image
+    """
+    if threshold == "halfway":
+        threshold = (g_positive + g_negative) / 2
+    losses = np.log(1 + np.exp(-(g_positive - threshold) / temperature))
+    losses += np.log(1 + np.exp((g_negative - threshold) / temperature))
     return losses.mean() / 2
+
+
+def ff_loss_slopes(g_positive, g_negative, threshold, temperature=1.0):
+    """The derivatives of ff_loss by g_positive and g_negative (B,), by the chain rule.
+
+    Halfway, the loss is the mean of log(1 + exp(-(g_positive - g_negative) / 2T)).
+    """
+    n = 2 * len(g_positive) * temperature
+    if threshold == "halfway":
+        slope = 1 / (1 + np.exp((g_positive - g_negative) / (2 * temperature))) / n
+        return -slope, slope
+    return (
+        -1 / (1 + np.exp((g_positive - threshold) / temperature)) / n,
+        1 / (1 + np.exp(-(g_negative - threshold) / temperature)) / n,
+    )
 
 
 class ForwardForward:
     """layers: of this module; the label is in their V, or else in the image's corner."""
 
-    def __init__(self, layers, threshold, learning_rate, dtype):
-        self.layers, self.threshold, self.dtype = layers, threshold, dtype
+    def __init__(self, layers, learning_rate, dtype, threshold=2.0, temperature=1.0):
+        self.layers, self.dtype = layers, dtype
+        self.loss_settings = threshold, temperature
         self.top_down = layers[0].V is not None
         self.adams = [
             [Adam(p.shape, dtype, learning_rate) for p in layer.parameters()]
@@ -127,14 +148,6 @@ class ForwardForward:
     def with_labels(self, images, labels):
         return images if self.top_down else with_labels(images, labels)
 
-    def gradient(self, layer, x, labels, sign):
-        """The gradients of one pass's loss, the pass's activity and its goodness."""
-        h = layer.forward(x, labels)
-        g = goodness(h)
-        dloss_dg = -sign / (1 + np.exp(sign * (g - self.threshold))) / (2 * len(x))
-        du = dloss_dg[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
-        return layer.weight_gradient(du), h, g
-
     def train_step(self, images, labels, negatives, refresh=True):
         """refresh: the next layer's input comes from a forward after the update."""
         images = normalise(images, self.dtype)
@@ -142,11 +155,22 @@ class ForwardForward:
         negative = self.with_labels(images, negatives)
         statistics = []
         for layer, adams in zip(self.layers, self.adams, strict=True):
-            dp, h_positive, g_positive = self.gradient(layer, positive, labels, 1)
-            dn, h_negative, g_negative = self.gradient(layer, negative, negatives, -1)
-            for adam, p, a, b in zip(adams, layer.parameters(), dp, dn, strict=True):
+            passes = []
+            for x, y in ((positive, labels), (negative, negatives)):
+                h = layer.forward(x, y)
+                passes.append((h, goodness(h), layer.columns, y))
+            (h_positive, g_positive, *_), (h_negative, g_negative, *_) = passes
+            g = g_positive, g_negative
+            gradients = []
+            slopes = ff_loss_slopes(*g, *self.loss_settings)
+            for (h, _, columns, y), slope in zip(passes, slopes, strict=True):
+                du = slope[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
+                gradients.append(layer.weight_gradient(du, columns, y))
+            for adam, p, a, b in zip(
+                adams, layer.parameters(), *gradients, strict=True
+            ):
                 adam.step(p, a + b)
-            loss = ff_loss(g_positive, g_negative, self.threshold)
+            loss = ff_loss(*g, *self.loss_settings)
             statistics += [loss, g_positive.mean(), g_negative.mean()]
             if refresh:
                 h_positive = layer.forward(positive, labels)
@@ -215,7 +239,7 @@ class Backprop:
         for layer, h in zip(reversed(self.layers), reversed(activities)):
             dh = dx.transpose(1, 2, 0, 3).reshape(h.shape)
             du = np.where(h > 0, dh, 0)
-            gradients[:0] = layer.weight_gradient(du)
+            gradients[:0] = layer.weight_gradient(du, layer.columns)
             if layer is not self.layers[0]:
                 dx = layer.input_gradient(du)
         return gradients

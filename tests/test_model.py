@@ -122,7 +122,8 @@ def test_layer_forward_and_all_gradients_agree_with_float64(shape, B):
     du = rng.standard_normal(expected.shape)
     keep = Keep()
     dx = layer.backward(as_tiles(du[:, None], layer), keep, input_gradient=True)
-    for found, wanted in zip(keep.of(layer), oracle.weight_gradient(du), strict=True):
+    gradients = oracle.weight_gradient(du, oracle.columns)
+    for found, wanted in zip(keep.of(layer), gradients, strict=True):
         found = found.reshape(wanted.shape)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     wanted = oracle.input_gradient(du)
@@ -158,7 +159,8 @@ def test_passes_that_differ_in_a_corner_agree_with_separate_passes(
         x_p = x[p].astype(float) * scale[p][:, None, None, None]
         expected = oracle.forward(x_p, labels[p])
         np.testing.assert_allclose(h[:, p], expected, rtol=1e-5, atol=1e-5)
-        of_pass = oracle.weight_gradient(du[:, p] * factor[p][None, :, None])
+        du_p = du[:, p] * factor[p][None, :, None]
+        of_pass = oracle.weight_gradient(du_p, oracle.columns, labels[p])
         gradients = [a + b for a, b in zip(gradients, of_pass, strict=True)]
     for found, wanted in zip(keep.of(layer), gradients, strict=True):
         found = found.reshape(wanted.shape)
@@ -252,7 +254,8 @@ def test_uniform_negatives_are_never_true_and_uniform_over_the_other_nine():
 def test_hard_negatives_are_never_true_and_follow_the_goodness(label_input):
     rng = np.random.default_rng(2)
     images, labels = random_images(rng, 40), rng.integers(0, 10, 40)
-    learner = make_ff(negatives="hardest", label_input=label_input)
+    flags = {"label_input": label_input, "temperature": 0.1}
+    learner = make_ff(negatives="hardest", **flags)
     for _ in range(3):
         learner.train_step(images, labels)
     scores = learner.label_goodness(images)[learner.scored].sum(axis=0)
@@ -263,7 +266,7 @@ def test_hard_negatives_are_never_true_and_follow_the_goodness(label_input):
     learner.negatives = "sampled"
     counts = count_negatives(learner, 2000, images[0])
     assert not counts.diagonal().any()
-    expected = np.exp(scores[:, 0] / ff.NEGATIVE_TEMPERATURE) * (1 - np.eye(10))
+    expected = np.exp(scores[:, 0] / 0.1) * (1 - np.eye(10))
     expected /= expected.sum(axis=1, keepdims=True)
     assert np.ptp(expected[~np.eye(10, dtype=bool)]) > 0.05, "not a uniform case"
     assert chi_squared(counts, expected * counts.sum(axis=1, keepdims=True)) < 150
@@ -284,14 +287,18 @@ def negatives_of(learner, images, labels):
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 @pytest.mark.parametrize("B", [1, 7])
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-@pytest.mark.parametrize("negatives", ["uniform", "sampled"])
+@pytest.mark.parametrize(
+    ("negatives", "threshold", "temperature"),
+    [("uniform", 2.0, 1.0), ("sampled", 0.5, 0.3), ("sampled", "halfway", 0.1)],
+)
 def test_ff_steps_and_predictions_agree_with_the_plain_model(
-    n_layers, B, label_input, negatives
+    n_layers, B, label_input, negatives, threshold, temperature
 ):
-    flags = {"label_input": label_input, "negatives": negatives}
+    loss = {"threshold": threshold, "temperature": temperature}
+    flags = {"label_input": label_input, "negatives": negatives, **loss}
     learner = make_ff(n_layers=n_layers, lr=1e-3, **flags)
     layers = [plain_layer(layer) for layer in learner.layers]
-    oracle = plain.ForwardForward(layers, 2.0, 1e-3, np.float64)
+    oracle = plain.ForwardForward(layers, 1e-3, np.float64, **loss)
     rng = np.random.default_rng(5)
     for _ in range(3):
         images = random_images(rng, B)
@@ -306,8 +313,9 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
                 # Adam's first steps have the size of the learning rate whatever the
                 # gradient: where that is tiny, rounding decides. Most agree far better.
                 error = np.abs(found.reshape(wanted.shape) - wanted)
-                assert error.max() < 2e-4
-                assert error.mean() < 1e-6
+                # More so halfway, where the gradients of two passes nearly cancel.
+                assert error.max() < 1e-3
+                assert error.mean() < 5e-6
     images = random_images(rng, 9)
     found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
@@ -315,8 +323,12 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
 
 
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-def test_ff_gradient_agrees_with_central_differences(label_input):
-    learner = make_ff(label_input=label_input)
+@pytest.mark.parametrize("loss", [(2.0, 1.0), (0.5, 0.3), ("halfway", 0.1)])
+def test_ff_gradient_agrees_with_central_differences(label_input, loss):
+    threshold, temperature = loss
+    learner = make_ff(
+        label_input=label_input, threshold=threshold, temperature=temperature
+    )
     rng = np.random.default_rng(6)
     B = 6
     images = random_images(rng, B)
@@ -338,8 +350,8 @@ def test_ff_gradient_agrees_with_central_differences(label_input):
             passes = zip(inputs, (labels, negatives), strict=True)
             return [oracle.forward(x, y) for x, y in passes]
 
-        def loss(activities=activities):
-            return plain.ff_loss(*(plain.goodness(h) for h in activities()), 2.0)
+        def loss_now(activities=activities):
+            return plain.ff_loss(*(plain.goodness(h) for h in activities()), *loss)
 
         for p, gradient in zip(
             oracle.parameters(), learner.adam.of(layer), strict=True
@@ -347,9 +359,9 @@ def test_ff_gradient_agrees_with_central_differences(label_input):
             direction = rng.standard_normal(p.shape)
             e = 1e-6
             p += e * direction
-            above = loss()
+            above = loss_now()
             p -= 2 * e * direction
-            change = above - loss()
+            change = above - loss_now()
             p += e * direction
             slope = (gradient.reshape(p.shape) * direction).sum()
             np.testing.assert_allclose(change / (2 * e), slope, rtol=1e-4, atol=1e-8)

@@ -89,7 +89,8 @@ NONSENSE = {
     "--channels": ["0", "-1", "nan", "1.5"],
     "--label-input": ["nowhere", "Corner"],
     "--negatives": ["easy", ""],
-    "--threshold": ["0", "-2", "nan", "inf", "x"],
+    "--threshold": ["0", "-2", "nan", "inf", "x", "half"],
+    "--temperature": ["0", "-1", "nan"],
     "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
     "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
     "--dataset": ["mnist", "CIFAR10", "", "two\nlines"],
@@ -238,7 +239,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(run, tmp_path
 
 
 @pytest.mark.parametrize(
-    "more", ["", "--label-input everywhere --negatives sampled --augment"]
+    "more",
+    ["", "--label-input everywhere --negatives sampled --augment --threshold halfway"],
 )
 def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path, more):
     for threads in "1", "2":
@@ -249,6 +251,7 @@ def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path, more):
         assert code == 0
         assert f"threads {threads}" in out
     assert_same_bits(tmp_path / "1", tmp_path / "2", but=["config"])
+    assert set(ff.load_model(tmp_path / "1")[0]) == {"FF", "BP"}
 
 
 class Payload:
@@ -287,6 +290,10 @@ MODEL_FAULTS = {
     "another seed": lambda a: with_config(a, seed=7),
     "an impossible seed": lambda a: with_config(a, seed=10**30),
     "no threshold": lambda a: with_config(a, threshold="two"),
+    "a threshold of NaN": lambda a: with_config(
+        a | {"threshold": np.float64(np.nan)}, threshold=float("nan")
+    ),
+    "halfway, with a number": lambda a: with_config(a, threshold="halfway"),
     "no baseline": lambda a: with_config(a, bp_baseline=False),
     "a deep config": lambda a: a | {"config": "[" * 100_000},
     "no JSON": lambda a: a | {"config": "{"},
@@ -323,9 +330,9 @@ def test_a_model_that_is_missing_or_damaged_is_refused_in_one_line(tiny, tmp_pat
     path = tmp_path / "model.npz"
     assert_no_model(path)
     assert_no_model(tmp_path)
-    data, _ = model_bytes()
+    data, arrays = model_bytes()
     flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 4
+    flipped[data.index(arrays["ff_layer0_W"].tobytes())] ^= 4
     for damaged in (b"", b"text", data[:-1], data[: len(data) // 2], bytes(flipped)):
         path.write_bytes(damaged)
         assert_no_model(path)
