@@ -785,6 +785,11 @@ def make_layers(rng, n_layers, channels, label_input=None):
     return layers
 
 
+def new_history(columns):
+    """What train() adds a row an epoch to: the columns, both accuracies, seconds."""
+    return np.empty((0, len(columns) + 3))
+
+
 # ---------------------------------------------------------- Forward-Forward
 
 
@@ -841,6 +846,7 @@ class ForwardForward:
         self.columns = [
             f"{name} {i}" for i in range(len(layers)) for name in ("loss", "g+", "g-")
         ]
+        self.history = new_history(self.columns)
 
     def parameters(self):
         return [parameter for layer in self.layers for parameter in layer.parameters()]
@@ -944,6 +950,7 @@ class Backprop:
 
     def __init__(self, layers, adam, generators):
         self.layers, self.adam, self.generators = layers, adam, generators
+        self.history = new_history(self.columns)
         flat = layers[-1].side ** 2 * layers[-1].channels
         W = generators["initialisation"].standard_normal((flat, N_CLASSES), np.float32)
         self.W_out = Parameter(W * np.float32(math.sqrt(2 / flat)), decays=True)
@@ -1083,35 +1090,36 @@ def train_epoch(learner, images, labels, args, where):
     return total / len(images), time.perf_counter() - start
 
 
-def train(learner, data, args, histories, after_epoch=None, tell=print):
+def train(learner, data, args, after_epoch=None, tell=print):
     """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
 
     data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
     images; evaluates on the first args.eval_subset of these and of the test images.
-    histories[learner.name] (E, columns), which grows by a row an epoch: the means of
-    learner.columns, the training and test accuracies (fractions), and the seconds of
-    training since its start, without evaluation.
+    learner.history (E, columns) grows by a row an epoch: the means of learner.columns,
+    the training and test accuracies (fractions), and the seconds of training since its
+    start, without evaluation.
     """
     train_x, train_y, test_x, test_y = data
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
     n, name = args.eval_subset, learner.name
-    columns = [*learner.columns, "train %", "test %", "time s", "ETA s"]
-    tell("   epoch" + "".join(f"{column:>9}" for column in columns))
-    first, began = len(histories[name]), time.perf_counter()
+    first, began = len(learner.history), time.perf_counter()
+    if first < args.n_epochs:
+        columns = [*learner.columns, "train%", "test%", "time s", "ETA s"]
+        tell("   epoch" + "".join(f"{column:>7}" for column in columns))
     for epoch in range(first + 1, args.n_epochs + 1):
         where = f"{name} epoch {epoch} of {args.n_epochs}"
         statistics, seconds = train_epoch(learner, train_x, train_y, args, where)
         train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
         test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
-        seconds += histories[name][-1, -1] if epoch > 1 else 0.0
+        seconds += learner.history[-1, -1] if epoch > 1 else 0.0
         row = [*statistics, train_accuracy, test_accuracy, seconds]
-        histories[name] = np.vstack([histories[name], row])
+        learner.history = np.vstack([learner.history, row])
         left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
         tell(
             f"{name} {epoch:>5}"
-            + "".join(f"{value:9.4f}" for value in statistics)
-            + f"{100 * train_accuracy:9.2f}{100 * test_accuracy:9.2f}"
-            + f"{seconds:9.1f}{left:9.0f}"
+            + "".join(f"{value:7.3f}" for value in statistics)
+            + f"{100 * train_accuracy:7.2f}{100 * test_accuracy:7.2f}"
+            + f"{seconds:7.1f}{left:7.0f}"
         )
         if after_epoch:
             after_epoch()
@@ -1144,7 +1152,7 @@ def live_arrays(learners):
     }
 
 
-def save_checkpoint(path, args, learners, histories):
+def save_checkpoint(path, args, learners):
     """Everything that the rest of the run depends on, whole or not at all."""
     state = {
         "arguments": {name: getattr(args, name) for name in TRAINING_ARGUMENTS},
@@ -1155,11 +1163,11 @@ def save_checkpoint(path, args, learners, histories):
         ],
     }
     arrays = {"state": json.dumps(state), **live_arrays(learners)}
-    arrays |= {f"{name}_history": history for name, history in histories.items()}
+    arrays |= {f"{one.name}_history": one.history for one in learners}
     save_npz(path, arrays)
 
 
-def load_checkpoint(path, args, learners, histories):
+def load_checkpoint(path, args, learners):
     """Put the state saved at `path` into the run; RunError where it does not fit."""
     ways_out = "give another --checkpoint, or delete it to start anew"
     arrays = load_npz(path, f"checkpoint: {ways_out}")
@@ -1174,15 +1182,14 @@ def load_checkpoint(path, args, learners, histories):
                 )
         live = live_arrays(learners)
         expected = {"state": "", **live}
-        for name, history in histories.items():
-            epochs = len(arrays[f"{name}_history"])
-            expected[f"{name}_history"] = np.empty((epochs, history.shape[1]))
+        for learner in learners:
+            name = f"{learner.name}_history"
+            expected[name] = np.empty((len(arrays[name]), learner.history.shape[1]))
         check_like(arrays, expected)
         for name, array in live.items():
             array[...] = arrays[name]
-        for name in histories:
-            histories[name] = arrays[f"{name}_history"]
         for learner, steps in zip(learners, state["steps"], strict=True):
+            learner.history = arrays[f"{learner.name}_history"]
             learner.adam.steps = int(steps)
         for learner, states in zip(learners, state["generators"], strict=True):
             for name, generator in learner.generators.items():
@@ -1196,7 +1203,7 @@ def load_checkpoint(path, args, learners, histories):
         ) from error
 
 
-def model_arrays(args, learners, histories, full_test):
+def model_arrays(args, learners, full_test):
     """The arrays of model.npz: the README lists them."""
     layers = learners[0].layers
     arguments = {name: getattr(args, name) for name in TRAINING_ARGUMENTS}
@@ -1208,7 +1215,7 @@ def model_arrays(args, learners, histories, full_test):
         "config": json.dumps({"arguments": arguments, "versions": versions()}),
     }
     for learner in learners:
-        prefix, history = learner.name.lower(), histories[learner.name]
+        prefix, history = learner.name.lower(), learner.history
         for i, layer in enumerate(learner.layers):
             for name, weights in zip("WbV", layer.get_weights(), strict=False):
                 arrays[f"{prefix}_layer{i}_{name}"] = weights
@@ -1245,16 +1252,14 @@ def load_model(path):
             raise ValueError("layer_specs and config differ")
         learners = make_learners(args)
         epochs = len(arrays["ff_wallclock"])
-        histories = {
-            learner.name: np.zeros((epochs, len(learner.columns) + 3))
-            for learner in learners
-        }
+        for learner in learners:
+            learner.history = np.zeros((epochs, learner.history.shape[1]))
         full_test = {
             learner.name: 0.0
             for learner in learners
             if f"{learner.name.lower()}_full_test_acc" in arrays
         }
-        expected = model_arrays(args, learners, histories, full_test)
+        expected = model_arrays(args, learners, full_test)
         check_like(arrays, expected)
         for name in ("threshold", "seed"):
             if not np.array_equal(arrays[name], expected[name], equal_nan=True):
@@ -1459,19 +1464,16 @@ def run(args, data, tell, full_test=False, checkpoint=None):
             f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
             f", {layer.n_parameters():,} parameters"
         )
-    histories = {
-        learner.name: np.empty((0, len(learner.columns) + 3)) for learner in learners
-    }
     if checkpoint and checkpoint.exists():
-        load_checkpoint(checkpoint, args, learners, histories)
+        load_checkpoint(checkpoint, args, learners)
         tell(f"going on from {checkpoint}")
 
     def after_epoch():
         if checkpoint:
-            save_checkpoint(checkpoint, args, learners, histories)
+            save_checkpoint(checkpoint, args, learners)
 
     for learner in learners:
-        train(learner, data, args, histories, after_epoch, tell)
+        train(learner, data, args, after_epoch, tell)
 
     if full_test:
         predictions = {one.name: predict(one, test_x) for one in learners}
@@ -1482,7 +1484,7 @@ def run(args, data, tell, full_test=False, checkpoint=None):
     tell(f"{'':10}{'test %':>9}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
     accuracies = {}
     for learner in learners:
-        *_, train_accuracy, test_accuracy, seconds = histories[learner.name][-1]
+        *_, train_accuracy, test_accuracy, seconds = learner.history[-1]
         if learner.name in predictions:
             test_accuracy = np.mean(predictions[learner.name] == test_y)
             accuracies[learner.name] = test_accuracy
@@ -1500,7 +1502,7 @@ def run(args, data, tell, full_test=False, checkpoint=None):
         columns = [class_accuracies(p, test_y) for p in predictions.values()]
         for label, *values in zip(CLASSES, *columns):
             tell(f"{label:10}" + "".join(f"{100 * value:9.1f}" for value in values))
-    return learners, model_arrays(args, learners, histories, accuracies)
+    return learners, model_arrays(args, learners, accuracies)
 
 
 def command(main):

@@ -81,7 +81,6 @@ def make_snapshots(args, data, tell):
     train_x, train_y, test_x, test_y = data
     n = args.eval_subset
     (learner,) = ff.make_learners(args)
-    histories = {"FF": np.empty((0, len(learner.columns) + 3))}
     snapshots = []
 
     def snapshot(epoch, train_accuracy, test_accuracy):
@@ -90,9 +89,9 @@ def make_snapshots(args, data, tell):
         snapshots.append(Snapshot(epoch, *g, train_accuracy, test_accuracy, demo))
 
     def after_epoch():
-        epoch = len(histories["FF"])
+        epoch = len(learner.history)
         if epoch % args.snapshot_every == 0 or epoch == args.n_epochs:
-            *_, train_accuracy, test_accuracy, _ = histories["FF"][-1]
+            *_, train_accuracy, test_accuracy, _ = learner.history[-1]
             snapshot(epoch, train_accuracy, test_accuracy)
 
     seen = min(n, args.train_subset)
@@ -101,7 +100,7 @@ def make_snapshots(args, data, tell):
         ff.accuracy(learner, train_x[:seen], train_y[:seen]),
         ff.accuracy(learner, test_x[:n], test_y[:n]),
     )
-    ff.train(learner, data, args, histories, after_epoch, tell)
+    ff.train(learner, data, args, after_epoch, tell)
     return snapshots
 
 

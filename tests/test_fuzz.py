@@ -111,7 +111,7 @@ def damage_inside(rng, data):
 
 
 def tiny_run(seed):
-    """The arguments, learners and histories of a run that has begun."""
+    """The arguments and the learners of a run that has begun."""
     args = ff.training_arguments(
         train_subset=10,
         eval_subset=4,
@@ -120,14 +120,12 @@ def tiny_run(seed):
         bp_baseline=True,
         seed=seed,
     )
-    learners = ff.make_learners(args)
-    histories = {one.name: np.empty((0, len(one.columns) + 3)) for one in learners}
-    return args, learners, histories
+    return args, ff.make_learners(args)
 
 
-def state_bits(learners, histories):
+def state_bits(learners):
     """Everything in a checkpoint, to be compared."""
-    arrays = ff.live_arrays(learners) | histories
+    arrays = ff.live_arrays(learners) | {one.name: one.history for one in learners}
     bits = {name: array.tobytes() for name, array in arrays.items()}
     states = [
         generator.bit_generator.state
@@ -165,10 +163,10 @@ def test_2000_corruptions_end_in_the_true_data_or_in_one_line(outcomes, tmp_path
     fuzz(outcomes, good, check_data(cache, "cifar10.npz"))
 
     path = tmp_path / "model.npz"
-    args, learners, histories = tiny_run(seed=1)
+    args, learners = tiny_run(seed=1)
     for learner in learners:
-        ff.train(learner, ARRAYS, args, histories, tell=lambda line: None)
-    model = ff.model_arrays(args, learners, histories, {"FF": 0.25, "BP": 0.5})
+        ff.train(learner, ARRAYS, args, tell=lambda line: None)
+    model = ff.model_arrays(args, learners, {"FF": 0.25, "BP": 0.5})
     model = {name: np.asarray(array) for name, array in model.items()}
     ff.save_npz(path, model)
 
@@ -181,14 +179,14 @@ def test_2000_corruptions_end_in_the_true_data_or_in_one_line(outcomes, tmp_path
 
     fuzz(outcomes, path.read_bytes(), check_model)
 
-    ff.save_checkpoint(path, args, learners, histories)
-    truth = state_bits(learners, histories)
+    ff.save_checkpoint(path, args, learners)
+    truth = state_bits(learners)
 
     def check_checkpoint(data):
         path.write_bytes(data)
-        run = tiny_run(seed=1)
-        ff.load_checkpoint(path, *run)
-        assert state_bits(*run[1:]) == truth
+        args, learners = tiny_run(seed=1)
+        ff.load_checkpoint(path, args, learners)
+        assert state_bits(learners) == truth
 
     fuzz(outcomes, path.read_bytes(), check_checkpoint)
 
@@ -203,9 +201,9 @@ def test_files_that_were_made_wrong_but_sealed_well_raise_nothing_else(
 ):
     """No checksum tells these from sound files: only that they fit can be checked."""
     path = tmp_path / "model.npz"
-    args, learners, histories = tiny_run(seed=1)
+    args, learners = tiny_run(seed=1)
     for learner in learners:
-        ff.train(learner, ARRAYS, args, histories, tell=lambda line: None)
+        ff.train(learner, ARRAYS, args, tell=lambda line: None)
 
     def check_model(data):
         path.write_bytes(data)
@@ -214,17 +212,17 @@ def test_files_that_were_made_wrong_but_sealed_well_raise_nothing_else(
             assert learner.predict(ARRAYS[2]).shape == (4,)
         assert arrays["layer_specs"].tolist() == [[31, 1], [2, 1]]
 
-    ff.save_npz(path, ff.model_arrays(args, learners, histories, {}))
+    ff.save_npz(path, ff.model_arrays(args, learners, {}))
     fuzz(outcomes, path.read_bytes(), check_model, damage_members)
 
     def check_checkpoint(data):
         path.write_bytes(data)
-        args, learners, histories = tiny_run(seed=1)
-        ff.load_checkpoint(path, args, learners, histories)
+        args, learners = tiny_run(seed=1)
+        ff.load_checkpoint(path, args, learners)
         learners[0].train_step(ARRAYS[0], ARRAYS[1])
-        assert histories["BP"].shape[1] == 4
+        assert learners[1].history.shape[1] == 4
 
-    ff.save_checkpoint(path, args, learners, histories)
+    ff.save_checkpoint(path, args, learners)
     fuzz(outcomes, path.read_bytes(), check_checkpoint, damage_members)
     assert sum(outcomes.values()) == 2 * CASES
     assert outcomes["one line"] > outcomes["true data"] > 0

@@ -254,7 +254,7 @@ def test_uniform_negatives_are_never_true_and_uniform_over_the_other_nine():
 def test_hard_negatives_are_never_true_and_follow_the_goodness(label_input):
     rng = np.random.default_rng(2)
     images, labels = random_images(rng, 40), rng.integers(0, 10, 40)
-    flags = {"label_input": label_input, "temperature": 0.1}
+    flags = {"label_input": label_input, "temperature": 0.05}
     learner = make_ff(negatives="hardest", **flags)
     for _ in range(3):
         learner.train_step(images, labels)
@@ -266,7 +266,7 @@ def test_hard_negatives_are_never_true_and_follow_the_goodness(label_input):
     learner.negatives = "sampled"
     counts = count_negatives(learner, 2000, images[0])
     assert not counts.diagonal().any()
-    expected = np.exp(scores[:, 0] / 0.1) * (1 - np.eye(10))
+    expected = np.exp(scores[:, 0] / 0.05) * (1 - np.eye(10))
     expected /= expected.sum(axis=1, keepdims=True)
     assert np.ptp(expected[~np.eye(10, dtype=bool)]) > 0.05, "not a uniform case"
     assert chi_squared(counts, expected * counts.sum(axis=1, keepdims=True)) < 150
