@@ -808,7 +808,8 @@ def goodness(h):
 def goodness_derivative(h):
     """dg/du by the pre-activations u, (T, T, P, B, N), and a factor: 2 relu(u) / units.
 
-    Another goodness has another one; it must be zero where relu(u) is.
+    Another goodness has another one; it must be zero where relu(u) is. It also needs
+    an rms of its own in ForwardForward.forward().
     """
     return h, np.float32(2 / count_units(h))
 
@@ -868,7 +869,8 @@ class ForwardForward:
             yield layer, h, g
             if above:
                 # The input of the next layer is h / rms(h), so that only the
-                # direction of the activity is passed on (section 2). g is its square.
+                # direction of the activity is passed on (section 2). g is its square;
+                # with another goodness, take mean(h^2) here.
                 scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
                 x = layer.maps("x maps", h[:, :, 0])
                 rows, columns = above.sees

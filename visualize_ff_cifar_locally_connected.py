@@ -313,7 +313,7 @@ def curves(args, arrays):
 
 
 def describe(args):
-    """A run in two lines: how it differs from the headline, and its learning rates."""
+    """A run in two lines: how it differs from the headline; theta, learning rates."""
     words = [f"label {args.label_input}, {args.negatives} negatives"]
     for said, word in (
         (args.n_layers != 2, f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
@@ -326,10 +326,12 @@ def describe(args):
         if said:
             words.append(word)
     falls = " → 0" if args.lr_schedule == "linear" else ""
+    halfway = args.threshold == "halfway"
+    theta = "θ halfway" if halfway else f"θ = {args.threshold:g}"
     rates = f"learning rate {args.lr:g}{falls}, of BP {args.bp_lr or args.lr:g}{falls}"
     if len(words) > 3:
         words[2] = "\n" + words[2]
-    return ", ".join(words).replace(" \n", "\n") + "\n" + rates
+    return ", ".join(words).replace(" \n", "\n") + f"\n{theta}, {rates}"
 
 
 def closing_the_gap(runs):
