@@ -234,6 +234,17 @@ def test_curves_show_the_history_that_the_model_holds(models):
         np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
+def test_a_threshold_halfway_is_no_line_among_the_curves_but_named_with_the_run(models):
+    _, args, arrays = ff.load_model(models())
+    args.threshold = "halfway"
+    goodness = viz.curves(args, arrays).axes[1]
+    labels = [line.get_label() for line in goodness.lines]
+    assert labels == [
+        f"layer {i}, {k} label" for k in ("true", "wrong") for i in (0, 1)
+    ]
+    assert "θ halfway, learning rate 0.01" in viz.describe(args)
+
+
 def test_without_bp_the_curves_say_which_flag_brings_it(models):
     _, args, arrays = ff.load_model(models(2, False))
     accuracy, _, _, bp_loss = viz.curves(args, arrays).axes
@@ -296,7 +307,7 @@ def test_runs_are_compared_in_one_figure_by_the_mean_of_their_seeds(
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert [row.split(",")[0] for row in rows] == ["label everywhere", "label corner"]
     assert [text.get_text() for text in axes.texts] == ["20.0", "25.0", "25.0", "30.0"]
-    assert rows[0].splitlines()[1] == "learning rate 0.01, of BP 0.01"
+    assert rows[0].splitlines()[1] == "θ = 2, learning rate 0.01, of BP 0.01"
 
 
 def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
