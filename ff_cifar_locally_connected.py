@@ -881,8 +881,8 @@ class ForwardForward:
         """A label for each image that is not its own, by self.negatives.
 
         "uniform": any of the other nine. "hardest": the one of highest goodness.
-        "sampled": in proportion to a softmax of the goodness (the paper's way of hard
-        negatives). The goodness is the one that predicts, the sum over the scored
+        "sampled": in proportion to a softmax of goodness / temperature (the paper's
+        softmax is that of a classifier trained beside it). The goodness is the one that predicts, the sum over the scored
         layers: it finds the labels that the network as a whole takes for true, and one
         wrong label serves all layers, so that each sees what the one below makes of it.
         """
@@ -897,15 +897,16 @@ class ForwardForward:
         return scores.argmax(axis=0).astype(np.uint8)
 
     def loss(self, g):
-        """The mean of log(1 + exp(-+(g - theta) / temperature)), and dloss/dg (2, B).
+        """The mean of log(1 + exp(-margin)) of goodness g (2, B), and dloss/dg (2, B).
 
-        g (2, B): the goodness of the positive pass (-), and of the negative one (+)
+        margin: (g - theta) / temperature of the positive pass, minus that of the other
         """
         sign = np.float32([[1], [-1]])
         halfway = self.threshold == "halfway"
         theta = g.mean(axis=0) if halfway else np.float32(self.threshold)
         margin = sign * (g - theta) / self.temperature
-        # Halfway, theta moves with g: yet the derivative comes out as for a fixed one.
+        # Halfway, theta moves with g, but as both margins are then equal, what that
+        # adds to the derivative in one pass is taken away in the other.
         slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
         return np.logaddexp(0, -margin).mean(), slope
 
@@ -1139,6 +1140,8 @@ def load_npz(path, what):
     try:
         with open(path, "rb") as file:
             return read_npz(file)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: there is no such {what}") from error
     except Exception as error:  # zipfile and numpy raise anything on damaged bytes
         reason = error or type(error).__name__
         raise RunError(f"{path} is no sound {what} ({reason})") from error
@@ -1367,9 +1370,9 @@ def add_training_flags(parser):
     depth, at_least_0 = number(int, 1, len(RECEPTIVE_FIELDS)), number(float, 0)
     group = add_data_flags(parser)
 
-    def add(flag, default, kind, help):
+    def add(flag, default, kind, help, metavar="N"):
         help += f" (default: {default})"
-        group.add_argument(flag, default=default, type=kind, help=help, metavar="N")
+        group.add_argument(flag, default=default, type=kind, help=help, metavar=metavar)
 
     def choose(flag, *choices_and_help):
         *choices, help = choices_and_help
@@ -1397,7 +1400,7 @@ def add_training_flags(parser):
     help = "the wrong label: any, that of highest goodness, or by softmax of goodness"
     choose("--negatives", "uniform", "hardest", "sampled", help)
     help = "theta, a goodness; or halfway: between the two passes of each image"
-    add("--threshold", 2.0, threshold, help)
+    add("--threshold", 2.0, threshold, help, "N|halfway")
     help = "unit of goodness, in the loss and in the softmax of --negatives sampled"
     add("--temperature", 1.0, positive, help)
     group = parser.add_argument_group("backprop")
@@ -1541,6 +1544,8 @@ def main():
     help = "save the run's state here after every epoch, and go on from it if it exists"
     group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
     args = parser.parse_args()
+    if args.bp_lr and not args.bp_baseline:
+        parser.error("--bp-lr needs --bp-baseline")
     if args.save and args.save == args.checkpoint:
         parser.error("--save and --checkpoint are the same file")
 

@@ -128,14 +128,14 @@ def example_images(args, images, labels):
 def example_label_encoded(args, image, label):
     """An image, uint8 (H, W, 3), raw, with its true label and with a wrong one."""
     wrong = (label + 5) % ff.N_CLASSES
-    title = "What the learners see"
+    title, seen = "What the learners see", "FF"
     if args.label_input != "corner":
-        title = "The label block (not used by this model)"
+        title, seen = "The label block (not used by this model)", "block"
     figure = new_figure(title, args, 10, 5.4)
     panels = (
         (f"raw, for BP: {ff.CLASSES[label]}", None),
-        (f"FF, positive: true label {ff.CLASSES[label]}", label),
-        (f"FF, negative: wrong label {ff.CLASSES[wrong]}", wrong),
+        (f"{seen}, positive: true label {ff.CLASSES[label]}", label),
+        (f"{seen}, negative: wrong label {ff.CLASSES[wrong]}", wrong),
     )
     grid = figure.subplots(2, 3, height_ratios=(4, 1))
     for (title, written), (axes, block) in zip(panels, grid.T, strict=True):
@@ -175,6 +175,7 @@ def receptive_fields(args, layer):
     limit = FULL_COLOUR * initial
     figure = new_figure("Receptive fields of FF's layer 0", args, 10, 8.8)
     rows, last = min(SHOWN_CHANNELS, layer.channels), layer.side - 1
+    corner = args.label_input == "corner"
     grid = figure.subplots(rows, len(POSITIONS), squeeze=False)
     for column, position in zip(grid.T, POSITIONS, strict=True):
         i, j = np.minimum(position, last)
@@ -183,7 +184,7 @@ def receptive_fields(args, layer):
             show_image(axes, 0.5 + weights.reshape(R, R, ff.DEPTH) / (2 * limit))
             axes.spines[:].set(visible=True, color="0.7")
             seen = min(ff.LABEL_ROWS - i, R), min(ff.LABEL_LEN - j, R)
-            if min(seen) > 0 and args.label_input == "corner":
+            if min(seen) > 0 and corner:
                 box_label_block(axes, *seen, linewidth=2)
             strength = np.sqrt(np.mean(weights**2)) / initial
             axes.set_xlabel(f"rms ×{strength:.1f}", fontsize=10.5, labelpad=3)
@@ -194,7 +195,7 @@ def receptive_fields(args, layer):
         f"One colour scale: grey 0, black and white ∓{limit:.2f}, {FULL_COLOUR} "
         "standard deviations of the initial weights; red, green and blue\nare the "
         "input's. rms: in units of the initial one, ×1.0 = as strong as it began. "
-        "Cyan: where the label block lies in the field.",
+        + ("Cyan: where the label block lies in the field." if corner else ""),
         fontsize=10.5,
     )
     return figure
@@ -288,7 +289,8 @@ def curves(args, arrays):
     for i, loss in enumerate(arrays["ff_loss_per_layer"]):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         low_left.plot(epochs, loss, label=f"layer {i}", **look)
-    low_left.axhline(np.log(2), **REFERENCE, label="ln 2: all goodness at θ")
+    alike = "both passes alike" if args.threshold == "halfway" else "all goodness at θ"
+    low_left.axhline(np.log(2), **REFERENCE, label=f"ln 2: {alike}")
     low_left.set(title="FF: loss, mean of the epoch", ylabel="loss per sample, nats")
 
     low_right.set_title("BP: loss, mean of the epoch")
@@ -328,7 +330,11 @@ def describe(args):
     falls = " → 0" if args.lr_schedule == "linear" else ""
     halfway = args.threshold == "halfway"
     theta = "θ halfway" if halfway else f"θ = {args.threshold:g}"
-    rates = f"learning rate {args.lr:g}{falls}, of BP {args.bp_lr or args.lr:g}{falls}"
+    rates = f"learning rate {args.lr:g}{falls}"
+    if args.temperature != 1:
+        theta += f", T = {args.temperature:g}"
+    if args.bp_baseline:
+        rates += f", of BP {args.bp_lr or args.lr:g}{falls}"
     if len(words) > 3:
         words[2] = "\n" + words[2]
     return ", ".join(words).replace(" \n", "\n") + f"\n{theta}, {rates}"

@@ -83,7 +83,7 @@ NONSENSE = {
     "--n-layers": ["0", "-1", "3", "nan", "1.5", "x"],
     "--batch-size": ["0", "-1", "nan", "inf", "x"],
     "--lr": ["0", "-0.1", "nan", "inf", "-inf", "1e-99", "1e99", "x", ""],
-    "--bp-lr": ["0", "nan", "x"],
+    "--bp-lr": ["0", "nan", "x", "0.1"],  # the last: without --bp-baseline
     "--lr-schedule": ["cosine", ""],
     "--weight-decay": ["-1", "nan", "inf", "x"],
     "--channels": ["0", "-1", "nan", "1.5"],
