@@ -311,6 +311,7 @@ def curves(args, arrays):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             add_headroom(axes, 0.1 * -(-len(axes.lines) // 2))
             axes.legend(loc="upper right", ncols=2)
+    top_left.set_yticks([tick for tick in top_left.get_yticks() if 0 <= tick <= 100])
     return figure
 
 
@@ -368,16 +369,17 @@ def closing_the_gap(runs):
     axes = figure.subplots()
     for y, (_, accuracies) in enumerate(rows):
         means = {name: np.mean(values) for name, values in accuracies.items()}
-        axes.plot(means.values(), [y] * len(means), color="0.8", linewidth=5, zorder=1)
+        axes.plot(means.values(), [y] * len(means), color="0.8", linewidth=3, zorder=1)
         for name, values in accuracies.items():
             look, mean = LEARNER_LOOKS[name], means[name]
             colour, marker = look["color"], look["marker"]
-            axes.plot(mean, y, marker, color=colour, markersize=10, zorder=2)
-            axes.plot(values, [y] * len(values), ".", color="0.2", ms=4, zorder=3)
+            at = y + (0.14 if name == "FF" else -0.14) * (len(means) - 1)  # no overlap
+            axes.plot(mean, at, marker, color=colour, markersize=8, zorder=2)
+            axes.plot(values, [at] * len(values), ".", color="0.2", ms=4, zorder=3)
             side = -1 if mean == min(means.values()) else 1
             axes.annotate(
                 f"{mean:.1f}",
-                (mean, y),
+                (mean, at),
                 xytext=(10 * side, 0),
                 textcoords="offset points",
                 ha="right" if side < 0 else "left",
