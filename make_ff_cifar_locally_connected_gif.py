@@ -8,11 +8,10 @@
 
 A frame shows a snapshot: before training, after every --snapshot-every epochs, and at
 the end. The demo image is the first test image, whatever becomes of it. Last lines
-(the two layers' loss and goodness; training and test accuracy in percent), without the
-two columns of seconds:
+(each layer's loss and goodness; training and test accuracy in percent; seconds):
 
-    FF     7   0.6390   2.2295   1.8468   0.6130   2.3393   1.7252    26.00    24.00
-    FF     8   0.6342   2.2460   1.8174   0.6058   2.3948   1.6773    26.20    21.60
+    FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    8.1      2
+    FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    9.2      0
     wrote ff_cifar_locally_connected.gif: 9 frames, 82 kB
 """
 
