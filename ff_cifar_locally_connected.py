@@ -832,10 +832,10 @@ class ForwardForward:
         layers,
         adam,
         generators,
-        threshold=2.0,
-        temperature=1.0,
-        label_input="corner",
-        negatives="uniform",
+        threshold,
+        temperature,
+        label_input,
+        negatives,
     ):
         self.layers, self.adam, self.generators = layers, adam, generators
         self.threshold, self.temperature = threshold, np.float32(temperature)
@@ -882,9 +882,10 @@ class ForwardForward:
 
         "uniform": any of the other nine. "hardest": the one of highest goodness.
         "sampled": in proportion to a softmax of goodness / temperature (the paper's
-        softmax is that of a classifier trained beside it). The goodness is the one that predicts, the sum over the scored
-        layers: it finds the labels that the network as a whole takes for true, and one
-        wrong label serves all layers, so that each sees what the one below makes of it.
+        softmax is that of a classifier trained beside it). The goodness is the one that
+        predicts, the sum over the scored layers: it finds the labels that the network
+        as a whole takes for true, and one wrong label serves all layers, so that each
+        sees what the one below makes of it.
         """
         rng = self.generators["negatives"]
         if self.negatives == "uniform":
@@ -1410,6 +1411,14 @@ def add_training_flags(parser):
     group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
 
 
+def parse(parser):
+    """The arguments of a parser with the training flags; they must fit together."""
+    args = parser.parse_args()
+    if args.bp_lr and not args.bp_baseline:
+        parser.error("--bp-lr needs --bp-baseline")
+    return args
+
+
 def training_arguments(**changes):
     """The training flags' defaults with `changes`, for use without a command line."""
     parser = Parser("", "")
@@ -1543,9 +1552,7 @@ def main():
     group.add_argument("--save", type=destination, metavar="FILE", help=help)
     help = "save the run's state here after every epoch, and go on from it if it exists"
     group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
-    args = parser.parse_args()
-    if args.bp_lr and not args.bp_baseline:
-        parser.error("--bp-lr needs --bp-baseline")
+    args = parse(parser)
     if args.save and args.save == args.checkpoint:
         parser.error("--save and --checkpoint are the same file")
 

@@ -8,6 +8,7 @@
 
 The accuracies by class are computed anew from the model's weights. Where the model
 file is missing, a model is trained with the training flags, drawn, and not saved.
+With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
     ship            1000      7.7     44.4
@@ -318,21 +319,23 @@ def curves(args, arrays):
 def describe(args):
     """A run in two lines: how it differs from the headline; theta, learning rates."""
     words = [f"label {args.label_input}, {args.negatives} negatives"]
-    for said, word in (
-        (args.n_layers != 2, f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
-        (args.channels != 8, f"{args.channels} channels"),
-        (args.weight_decay, f"weight decay {args.weight_decay:g}"),
-        (args.augment, "augmented"),
-        (args.train_subset != 10_000, f"{args.train_subset:,} images"),
-        (args.n_epochs != 10, f"{args.n_epochs} epochs"),
+    headline = ff.training_arguments()
+    for name, word in (
+        ("n_layers", f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
+        ("channels", f"{args.channels} channels"),
+        ("batch_size", f"batches of {args.batch_size}"),
+        ("weight_decay", f"weight decay {args.weight_decay:g}"),
+        ("augment", "augmented"),
+        ("train_subset", f"{args.train_subset:,} images"),
+        ("n_epochs", f"{args.n_epochs} epochs"),
     ):
-        if said:
+        if getattr(args, name) != getattr(headline, name):
             words.append(word)
     falls = " → 0" if args.lr_schedule == "linear" else ""
     halfway = args.threshold == "halfway"
     theta = "θ halfway" if halfway else f"θ = {args.threshold:g}"
     rates = f"learning rate {args.lr:g}{falls}"
-    if args.temperature != 1:
+    if args.temperature != headline.temperature:
         theta += f", T = {args.temperature:g}"
     if args.bp_baseline:
         rates += f", of BP {args.bp_lr or args.lr:g}{falls}"
@@ -493,7 +496,7 @@ def main():
     help = "draw closing_the_gap.png of these saved runs instead (default: none)"
     parser.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
     ff.add_training_flags(parser)
-    args = parser.parse_args()
+    args = ff.parse(parser)
     try:
         args.outdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=args.outdir):

@@ -430,6 +430,7 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--per-class-test-subset", "10001"]),
         (viz, ["--outdir", __file__]),
         (viz, ["--n-layers", "5"]),
+        (viz, ["--bp-lr", "0.1"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),

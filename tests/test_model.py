@@ -314,8 +314,9 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
                 # gradient: where that is tiny, rounding decides. Most agree far better.
                 error = np.abs(found.reshape(wanted.shape) - wanted)
                 # More so halfway, where the gradients of two passes nearly cancel.
-                assert error.max() < 1e-3
-                assert error.mean() < 5e-6
+                most, mean = (1e-3, 5e-6) if threshold == "halfway" else (2e-4, 1e-6)
+                assert error.max() < most
+                assert error.mean() < mean
     images = random_images(rng, 9)
     found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
