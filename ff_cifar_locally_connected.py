@@ -52,7 +52,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-# ---------------------------------------------------------------- constants
+# ------------------------------------------------------------------ constants
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
 CLASSES += ("dog", "frog", "horse", "ship", "truck")
@@ -67,371 +67,8 @@ LABEL_ON, LABEL_OFF = 1.0, -1.0
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
 CHANNELS = 8  # units at each position, unless --channels says otherwise
 
-# Two public sources of the same 60,000 images; the digest decides for both.
-TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
-CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 
-TIMEOUT = 10.0  # seconds without a single byte from a server
-FLOOR_SPEED, FLOOR_SECONDS = 100e3, 10.0  # bytes/s, judged over this many seconds
-RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
-MAX_ARCHIVE = 400_000_000  # bytes, downloaded or unpacked; the real ones have < 190e6
-MAX_PNG = 20_000  # bytes read of one image; the real ones have about 2,300
-
-
-class RunError(Exception):
-    """A failure the user can mend; its text is the one line that is printed."""
-
-    def __init__(self, text):
-        super().__init__(" ".join(text.split()))
-
-
-def show_progress(text):
-    """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
-    if sys.stderr.isatty():
-        end = "" if text else "\r"
-        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
-
-
-def say(line):
-    """Tell the user something about the run that is not a result (to stderr)."""
-    show_progress("")
-    print(line, file=sys.stderr, flush=True)
-
-
-def write_whole(path, write):
-    """Call write(file): it is whole at `path`, or RunError and `path` as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise RunError(
-                f"cannot write {path}: {reason}; make room, or choose another folder"
-            ) from error
-        raise
-
-
-def save_npz(path, arrays):
-    """Write an uncompressed .npz file, whole or not at all."""
-    write_whole(path, lambda file: np.savez(file, **arrays))
-
-
-def read_npz(file):
-    """The arrays of an uncompressed .npz file; nothing is unpickled."""
-    arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("expected an uncompressed .npz file")
-            with archive.open(member) as data:
-                array = np.lib.format.read_array(data, allow_pickle=False)
-                if data.read(1):  # the end, which is where zipfile checks the CRC
-                    raise ValueError(f"{member.filename} is longer than its array")
-            arrays[member.filename.removesuffix(".npy")] = array
-    return arrays
-
-
-def check_like(arrays, expected):
-    """ValueError unless `arrays` has the names, shapes and types of `expected`."""
-    if different := sorted(arrays.keys() ^ expected.keys()):
-        raise ValueError(f"missing or not expected: {', '.join(different)}")
-    for name, array in expected.items():
-        found, array = arrays[name], np.asarray(array)
-        text = found.dtype.kind == array.dtype.kind == "U"  # of any length
-        if found.shape != array.shape or not (text or found.dtype == array.dtype):
-            raise ValueError(
-                f"{name}: expected {array.dtype} {array.shape}, "
-                f"came {found.dtype} {found.shape}"
-            )
-
-
-# --------------------------------------------------------------------- data
-
-
-def load_cifar10(cache_dir=None):
-    """CIFAR-10 in Toronto's order, from the cache, an archive at hand or the network.
-
-    Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
-    test_y (10000,), all uint8. The cache folder is `cache_dir`, else
-    $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
-    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises RunError.
-    """
-    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
-    folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
-    cached = folder / "cifar10.npz"
-    tried = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot make the cache folder {folder}: {error}; choose another with "
-            "--cache-dir"
-        ) from error
-    for source, read in (
-        (cached, read_npz),
-        (folder / "cifar-10-binary.tar.gz", read_toronto),
-        (folder / "cifar10.zip", read_kaggle),
-        (TORONTO_URL, read_toronto),
-        (KAGGLE_URL, read_kaggle),
-    ):
-        try:
-            if isinstance(source, Path) and not source.exists():
-                continue
-            arrays = read_source(source, read, folder)
-        except RunError as error:
-            tried.append(str(error))
-            say(f"gave up on {error}")
-            continue
-        except OSError as error:  # a full disk, no permission
-            raise RunError(
-                f"cannot get {source} into the cache folder {folder}: {error}; "
-                "choose another with --cache-dir"
-            ) from error
-        if source != cached:
-            save_npz(cached, arrays)
-            say(f"made {cached} from {source}")
-        return tuple(arrays[name] for name in empty_arrays())
-    raise RunError(
-        f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
-        f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
-    )
-
-
-def read_source(source, read, folder):
-    """The arrays that read(file) finds in a file or at a URL, checked; or RunError."""
-    # A temporary file without a name is gone even when the process is killed.
-    is_file = isinstance(source, Path)
-    with open(source, "rb") if is_file else tempfile.TemporaryFile(dir=folder) as file:
-        if not is_file:
-            download(source, file)
-            file.seek(0)
-        show_progress(f"reading {source}")
-        try:
-            arrays = read(file)
-            check_like(arrays, empty_arrays())
-            digest = hashlib.sha256()
-            for name in empty_arrays():
-                digest.update(arrays[name])
-            if digest.hexdigest() != CIFAR_SHA256:
-                raise ValueError(
-                    f"expected SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
-                )
-        except Exception as error:  # parsers raise anything on damaged bytes
-            raise RunError(f"{source}: {error or type(error).__name__}") from error
-        show_progress("")
-        return arrays
-
-
-def empty_arrays():
-    """The four arrays by name, in the order of the digest, for a reader to fill."""
-    return {
-        "train_x": np.empty((N_TRAIN, *IMAGE_SHAPE), np.uint8),
-        "train_y": np.empty(N_TRAIN, np.uint8),
-        "test_x": np.empty((N_TEST, *IMAGE_SHAPE), np.uint8),
-        "test_y": np.empty(N_TEST, np.uint8),
-    }
-
-
-def read_toronto(file):
-    """The arrays in Toronto's pickle-free archive: label byte, then R, G, B planes."""
-    unpacked = gzip.GzipFile(fileobj=file).read(MAX_ARCHIVE + 1)
-    if len(unpacked) > MAX_ARCHIVE:
-        raise ValueError(f"unpacks to more than {MAX_ARCHIVE} bytes")
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    batches = {f"cifar-10-batches-bin/{name}.bin": b"" for name in names}
-    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r|") as archive:
-        for member in archive:
-            plain = member.isreg() and not member.issparse()
-            if plain and member.name in batches:
-                batches[member.name] = archive.extractfile(member).read()
-    records = np.frombuffer(b"".join(batches.values()), np.uint8)
-    expected = N_TRAIN + N_TEST, 1 + DEPTH * SIDE * SIDE
-    if len(records) != math.prod(expected):
-        raise ValueError(
-            f"expected {math.prod(expected)} bytes in {', '.join(batches)}, "
-            f"came {len(records)}"
-        )
-    records, arrays = records.reshape(expected), empty_arrays()
-    for split, part in ("train", records[:N_TRAIN]), ("test", records[N_TRAIN:]):
-        planes = part[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
-        arrays[f"{split}_x"][:] = planes.transpose(0, 2, 3, 1)
-        arrays[f"{split}_y"][:] = part[:, 0]
-    return arrays
-
-
-def read_kaggle(file):
-    """The arrays in Kaggle's ImageFolder: .../train/frog/<index>_frog.png and so on."""
-    pattern = rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png"
-    images = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if match := re.fullmatch(pattern, member.filename):
-                label = CLASSES.index(match[2])
-                images[match[1], int(match[3])] = member, label
-        arrays = empty_arrays()
-        for split in ("train", "test"):
-            for i in range(len(arrays[f"{split}_y"])):
-                if (split, i) not in images:
-                    raise ValueError(f"image {i} of {split} is missing")
-                member, arrays[f"{split}_y"][i] = images[split, i]
-                png = io.BytesIO(archive.open(member).read(MAX_PNG))
-                with Image.open(png, formats=["PNG"]) as image:
-                    if (*image.size, image.mode) != (SIDE, SIDE, "RGB"):
-                        raise ValueError(
-                            f"{member.filename}: expected {SIDE}x{SIDE} RGB, came "
-                            f"{image.width}x{image.height} {image.mode}"
-                        )
-                    arrays[f"{split}_x"][i] = image
-    return arrays
-
-
-class SecureRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if req.type == "https" and not newurl.startswith("https:"):
-            raise urllib.error.URLError(f"redirects from https to {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def download(url, file):
-    """Fetch the archive at `url` into the open `file`.
-
-    A dropped connection is tried again after RETRY_WAITS; a source that answers an
-    error, something else, too much, or too slowly is given up: RunError.
-    """
-    opener = urllib.request.build_opener(SecureRedirect)
-    for wait in (*RETRY_WAITS, None):
-        file.seek(0)
-        file.truncate()
-        try:
-            with opener.open(url, timeout=TIMEOUT) as response:
-                return copy_response(response, file)
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
-            raise RunError(f"{url}: {error}") from error
-        except (ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
-            problem = f"{url}: {error or type(error).__name__}"
-            if wait is None:
-                raise RunError(problem) from error
-            say(f"{problem}; trying again in {wait:g} s")
-            time.sleep(wait)
-
-
-def copy_response(response, file):
-    """Copy an HTTP response's body into `file`, checked and with progress shown."""
-    total = int(response.headers.get("Content-Length") or 0)
-    start = last = time.monotonic()
-    done = done_at_last = 0
-    while data := response.read1(1 << 16):
-        if done == 0 and data[0] not in b"\x1fP":
-            raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
-        file.write(data)
-        done += len(data)
-        if done > MAX_ARCHIVE:
-            raise ValueError(f"more than {MAX_ARCHIVE} bytes")
-        now = time.monotonic()
-        rate = done / max(now - start, 1e-3)
-        left = f", {(total - done) / rate:.0f} s left" if total else ""
-        show_progress(
-            f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s{left}"
-        )
-        if now - last > FLOOR_SECONDS:
-            if done - done_at_last < FLOOR_SPEED * (now - last):
-                raise ValueError(f"slower than {FLOOR_SPEED / 1e3:g} kB/s")
-            last, done_at_last = now, done
-    if done < total or done == 0:
-        raise ConnectionError(f"closed after {done} of {total or 'unknown'} bytes")
-
-
-def make_synthetic(seed=0):
-    """A stand-in for CIFAR-10 that needs no network: noisy coloured gratings.
-
-    Class k is a grating of orientation 18k degrees with a random phase, period and
-    pair of colours. Returns arrays of the shapes and types of load_cifar10.
-    """
-    rng = np.random.default_rng(seed)
-    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-
-    def images_and_labels(count):
-        labels = rng.integers(0, N_CLASSES, count).astype(np.uint8)
-        images = np.empty((count, *IMAGE_SHAPE), np.uint8)
-        for part in np.array_split(np.arange(count), max(1, count // 1000)):
-            angle = (np.pi / N_CLASSES * labels[part])[:, None, None]
-            period, phase = rng.uniform([[5], [0]], [[9], [1]], (2, len(part)))
-            along = row * np.sin(angle) + column * np.cos(angle)
-            cycles = along / period[:, None, None] + phase[:, None, None]
-            wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles.astype(np.float32))
-            dark = rng.uniform(0, 135, (len(part), 1, 1, 3))
-            light = rng.uniform(120, 255, (len(part), 1, 1, 3))
-            pixels = dark + (light - dark) * wave[..., None]
-            pixels += 20 * rng.standard_normal(pixels.shape, dtype=np.float32)
-            images[part] = pixels.clip(0, 255)
-        return images, labels
-
-    return *images_and_labels(N_TRAIN), *images_and_labels(N_TEST)
-
-
-# ------------------------------------------------------------------ threads
-# numpy lets go of the interpreter while it computes, so plain threads are enough.
-# Each piece of work writes what no other piece touches: the results do not depend on
-# the number of threads.
-
-
-def count_threads():
-    """$OMP_NUM_THREADS, else the cores this process may use, but no more than 8."""
-    if setting := os.environ.get("OMP_NUM_THREADS", ""):
-        return int(setting) if setting.isdecimal() and int(setting) > 0 else 1
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
-
-
-THREADS = count_threads()
-POOL = ThreadPoolExecutor(max(1, THREADS - 1))
-
-
-def parallel(work, count):
-    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
-
-    indices, lock = iter(range(count)), threading.Lock()
-
-    def share():
-        while True:
-            with lock:
-                i = next(indices, None)
-            if i is None:
-                return
-            work(i)
-
-    others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
-    share()
-    for other in others:
-        other.result()
-
-
-_scratch = threading.local()
-
-
-def scratch(name, *shape):
-    """A float32 array of this thread for passing use, the same at every call.
-
-    Fresh memory costs more in page faults than the arithmetic that fills it.
-    """
-    arrays = _scratch.__dict__
-    if (name, shape) not in arrays:
-        arrays[name, shape] = np.empty(shape, np.float32)
-    return arrays[name, shape]
-
-
-# ----------------------------------------------------------- label encoding
-
+# ------------------------------------------------------------- label encoding
 
 # Spread out over an image, as a subtraction of 3 numbers at a time is ten times slower.
 MEAN_IMAGE = np.tile(CIFAR_MEAN, (SIDE, SIDE, 1))
@@ -452,67 +89,347 @@ def encode_labels(pixels, labels):
     return pixels
 
 
-# --------------------------------------------------------------------- Adam
+# ------------------------------------------------------------ Forward-Forward
 
 
-class Parameter:
-    """An array that is learned, and the two moments that Adam keeps of its gradient."""
-
-    def __init__(self, value, decays=False):
-        self.value, self.decays = value, decays
-        self.m = np.zeros_like(value)
-        self.v = np.zeros_like(value)
+def count_units(h):
+    return h.shape[0] * h.shape[1] * h.shape[4]
 
 
-class Adam:
-    """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one slice at a time, in place.
+def goodness(h):
+    """mean(h^2) over a layer's units: (T, T, P, B, N) -> (P, B).
 
-    m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are
-    folded into two scalars, which leaves ten passes over arrays that fit the cache.
+    The paper's (section 2) is the sum; with the mean, layers of any size share theta.
+    """
+    return np.vecdot(h, h).sum(axis=(0, 1)) / count_units(h)
 
-    total_steps: the learning rate falls linearly, to 0 after so many; None: constant
-    weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases
+
+def goodness_derivative(h):
+    """dg/du by the pre-activations u, (T, T, P, B, N), and a factor: 2 relu(u) / units.
+
+    Another goodness has another one; it must be zero where relu(u) is. It also needs
+    an rms of its own in ForwardForward.forward().
+    """
+    return h, np.float32(2 / count_units(h))
+
+
+class ForwardForward:
+    """Layers that each learn, alone, a goodness above threshold for the true label.
+
+    threshold: theta; or "halfway", between the goodness of an image's two passes: then
+        the loss depends on their difference alone, as in SymBa (arXiv:2303.08418)
+    temperature: the unit of goodness, in the loss and in the choice of negatives
+    label_input: "corner", a block of the image, or "everywhere", top-down to all units
+    negatives: how the wrong label is chosen, see wrong_labels()
+    generators["negatives"] draws it
     """
 
-    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+    name = "FF"
 
-    def __init__(self, learning_rate, total_steps=None, weight_decay=0.0):
-        self.learning_rate, self.total_steps = learning_rate, total_steps
-        self.weight_decay = weight_decay
-        self.steps = 0
+    def __init__(
+        self,
+        layers,
+        adam,
+        generators,
+        threshold,
+        temperature,
+        label_input,
+        negatives,
+    ):
+        self.layers, self.adam, self.generators = layers, adam, generators
+        self.threshold, self.temperature = threshold, np.float32(temperature)
+        self.label_input, self.negatives = label_input, negatives
+        # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
+        # the paper: most of its units do not see the label.
+        corner = label_input == "corner" and len(layers) > 1
+        self.scored = slice(1, None) if corner else slice(None)
+        self.columns = [
+            f"{name} {i}" for i in range(len(layers)) for name in ("loss", "g+", "g-")
+        ]
+        self.history = new_history(self.columns)
 
-    def begin_step(self):
-        """Count a step; the updates that follow belong to it."""
-        share_left = 1 - self.steps / self.total_steps if self.total_steps else 1
-        learning_rate = self.learning_rate * share_left
-        self.steps += 1
-        m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
-        v_scale = math.sqrt((1 - self.BETA2) / (1 - self.BETA2**self.steps))
-        self.rate = np.float32(learning_rate * m_scale / v_scale)
-        self.kept = np.float32(1 - learning_rate * self.weight_decay)
-        self.epsilon = np.float32(self.EPSILON / v_scale)
+    def parameters(self):
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
 
-    def update(self, parameter, gradient, part=...):
-        """Move parameter.value[part] against `gradient`, which is overwritten."""
-        value, m, v = parameter.value[part], parameter.m[part], parameter.v[part]
-        if self.steps % 128 == 0:
-            # Moments of dead units decay into denormal numbers, which are very slow.
-            m[np.abs(m) < 1e-32] = 0
-            v[v < 1e-32] = 0
-        m *= np.float32(self.BETA1)
-        m += gradient
-        v *= np.float32(self.BETA2)
-        v += np.square(gradient, out=gradient)
-        step = np.sqrt(v, out=gradient)
-        step += self.epsilon
-        np.divide(m, step, out=step)
-        step *= self.rate
-        if parameter.decays and self.weight_decay:
-            value *= self.kept
-        value -= step
+    def forward(self, images, labels):
+        """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
+
+        images uint8 (B, H, W, 3); labels (P, B) or (P, 1), those of each pass
+        """
+        x, others, scale = normalise(images), None, None
+        if self.label_input == "corner":
+            rows, columns = self.layers[0].sees
+            others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
+            encode_labels(x, labels[0])
+            encode_labels(others, labels[1:])
+        for layer, above in zip(self.layers, [*self.layers[1:], None], strict=True):
+            h = layer.forward(x, labels, others, scale)
+            g = goodness(h)
+            yield layer, h, g
+            if above:
+                # The input of the next layer is h / rms(h), so that only the
+                # direction of the activity is passed on (section 2). g is its square;
+                # with another goodness, take mean(h^2) here.
+                scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
+                x = layer.maps("x maps", h[:, :, 0])
+                rows, columns = above.sees
+                corner = h[: -(-rows // layer.tile), : -(-columns // layer.tile), 1:]
+                others = layer.maps("others maps", corner)[:, :, :rows, :columns]
+
+    def wrong_labels(self, images, labels):
+        """A label for each image that is not its own, by self.negatives.
+
+        "uniform": any of the other nine. "hardest": the one of highest goodness.
+        "sampled": in proportion to a softmax of goodness / temperature (the paper's
+        softmax is that of a classifier trained beside it). The goodness is the one that
+        predicts, the sum over the scored layers: it finds the labels that the network
+        as a whole takes for true, and one wrong label serves all layers, so that each
+        sees what the one below makes of it.
+        """
+        rng = self.generators["negatives"]
+        if self.negatives == "uniform":
+            other = rng.integers(1, N_CLASSES, len(labels), np.uint8)
+            return (labels + other) % N_CLASSES
+        scores = self.label_scores(images)
+        scores[labels, np.arange(len(labels))] = -np.inf
+        if self.negatives == "sampled":  # the largest of logits + Gumbel noise
+            scores = scores / self.temperature + rng.gumbel(size=scores.shape)
+        return scores.argmax(axis=0).astype(np.uint8)
+
+    def loss(self, g):
+        """The mean of log(1 + exp(-margin)) of goodness g (2, B), and dloss/dg (2, B).
+
+        margin: (g - theta) / temperature of the positive pass, minus that of the other
+        """
+        sign = np.float32([[1], [-1]])
+        halfway = self.threshold == "halfway"
+        theta = g.mean(axis=0) if halfway else np.float32(self.threshold)
+        margin = sign * (g - theta) / self.temperature
+        # Halfway, theta moves with g, but as both margins are then equal, what that
+        # adds to the derivative in one pass is taken away in the other.
+        slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
+        return np.logaddexp(0, -margin).mean(), slope
+
+    def train_step(self, images, labels):
+        """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
+
+        A layer's input is the activity from before the update of the one below:
+        one forward pass serves the whole step. Returns the batch means of
+        self.columns: the loss over both passes, and the goodness of each.
+        """
+        negatives = self.wrong_labels(images, labels)
+        self.adam.begin_step()
+        statistics = []
+        passes = list(self.forward(images, np.stack([labels, negatives])))
+        for layer, h, g in passes:
+            loss, slope = self.loss(g)
+            statistics += loss, *g.mean(axis=1)
+            dg, factor = goodness_derivative(h)
+            layer.backward(dg, self.adam, slope * factor)
+        return np.array(statistics)
+
+    def label_goodness(self, images):
+        """The goodness of each layer with each label: (L, N_CLASSES, B)."""
+        passes = self.forward(images, np.arange(N_CLASSES)[:, None])
+        return np.stack([g for _, _, g in passes])
+
+    def label_scores(self, images):
+        """What decides between the labels: goodness summed over the scored layers."""
+        return self.label_goodness(images)[self.scored].sum(axis=0)
+
+    def predict(self, images):
+        """The labels of the highest score (B,)."""
+        return self.label_scores(images).argmax(axis=0)
 
 
-# ---------------------------------------------------- the locally-connected layer
+# ------------------------------------------------------------------- backprop
+
+
+class Backprop:
+    """The same stack, end to end, under a linear readout and softmax cross-entropy."""
+
+    name = "BP"
+    columns = ("loss",)
+
+    def __init__(self, layers, adam, generators):
+        self.layers, self.adam, self.generators = layers, adam, generators
+        self.history = new_history(self.columns)
+        flat = layers[-1].side ** 2 * layers[-1].channels
+        W = generators["initialisation"].standard_normal((flat, N_CLASSES), np.float32)
+        self.W_out = Parameter(W * np.float32(math.sqrt(2 / flat)), decays=True)
+        self.b_out = Parameter(np.zeros(N_CLASSES, np.float32))
+
+    def parameters(self):
+        stack = [parameter for layer in self.layers for parameter in layer.parameters()]
+        return [*stack, self.W_out, self.b_out]
+
+    def forward(self, images):
+        """The layers' activities (T, T, 1, B, N) and the logits (B, N_CLASSES)."""
+        x, activities = normalise(images), []
+        for layer in self.layers:
+            activities.append(layer.forward(x))
+            x = layer.maps("x maps", activities[-1][:, :, 0])
+        self.flat = x.reshape(len(x), -1)
+        return activities, self.flat @ self.W_out.value + self.b_out.value
+
+    def train_step(self, images, labels):
+        """One step on a batch, uint8 (B, H, W, 3) and labels (B,): [cross-entropy]."""
+        activities, logits = self.forward(images)
+        rows = np.arange(len(labels))
+        logits -= logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(axis=1))
+        loss = (log_sum - logits[rows, labels]).mean()
+        dlogits = np.exp(logits - log_sum[:, None])
+        dlogits[rows, labels] -= 1
+        dlogits /= len(labels)
+
+        self.adam.begin_step()
+        side = self.layers[-1].side
+        dh = (dlogits @ self.W_out.value.T).reshape(len(labels), side, side, -1)
+        self.adam.update(self.W_out, self.flat.T @ dlogits)
+        self.adam.update(self.b_out, dlogits.sum(axis=0))
+        bottom = self.layers[0]
+        for layer, h in zip(reversed(self.layers), reversed(activities)):
+            du = layer.tiled(dh).reshape(h.shape)
+            du *= h > 0
+            dh = layer.backward(du, self.adam, input_gradient=layer is not bottom)
+        return np.array([loss])
+
+    def predict(self, images):
+        return self.forward(images)[1].argmax(axis=1)
+
+
+# ---------------------------------------------------- training and evaluation
+
+EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the caches
+STREAMS = "initialisation", "order", "negatives", "augmentation"
+
+
+def make_learners(args):
+    """FF and, with --bp-baseline, BP: equal initial weights, order and augmentation."""
+
+    def parts(label_input, learning_rate):
+        streams = enumerate(STREAMS)
+        generators = {
+            name: np.random.default_rng([args.seed, i]) for i, name in streams
+        }
+        rng = generators["initialisation"]
+        layers = make_layers(rng, args.n_layers, args.channels, label_input)
+        steps = args.n_epochs * -(-args.train_subset // args.batch_size)
+        total_steps = steps if args.lr_schedule == "linear" else None
+        return layers, Adam(learning_rate, total_steps, args.weight_decay), generators
+
+    forward_forward = ForwardForward(
+        *parts(args.label_input, args.lr),
+        args.threshold,
+        args.temperature,
+        args.label_input,
+        args.negatives,
+    )
+    if not args.bp_baseline:
+        return [forward_forward]
+    return [forward_forward, Backprop(*parts(None, args.bp_lr or args.lr))]
+
+
+def augment(images, rng):
+    """Images (B, H, W, C), half of them mirrored, shifted by up to 2 pixels each way."""
+    B = len(images)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    crops = sliding_window_view(padded, (SIDE, SIDE), (1, 2))
+    rows, columns, mirrored = rng.integers(0, [[5], [5], [2]], (3, B))
+    crops = crops[np.arange(B), rows, columns].transpose(0, 2, 3, 1)
+    return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
+
+
+def in_batches(work, images):
+    """work(images) (..., B), for any number of images, a batch at a time."""
+    starts = range(0, len(images), EVALUATION_BATCH)
+    parts = [work(images[i : i + EVALUATION_BATCH]) for i in starts]
+    return np.concatenate(parts, axis=-1)
+
+
+def predict(learner, images):
+    """The predicted labels of any number of uint8 images."""
+    return in_batches(learner.predict, images)
+
+
+def accuracy(learner, images, labels):
+    """The share of the images that are predicted right."""
+    return float(np.mean(predict(learner, images) == labels))
+
+
+def class_accuracies(predictions, labels):
+    """The share of each class's images that are predicted right: (N_CLASSES,)."""
+    right = np.bincount(labels[predictions == labels], minlength=N_CLASSES)
+    return right / np.maximum(np.bincount(labels, minlength=N_CLASSES), 1)
+
+
+def train_epoch(learner, images, labels, args, where):
+    """One pass over the images: the means of learner.columns, and the seconds it took.
+
+    Raises RunError, naming `where`, when a loss is no longer finite.
+    """
+    start = time.perf_counter()
+    order = learner.generators["order"].permutation(len(images))
+    starts = range(0, len(images), args.batch_size)
+    total = np.zeros(len(learner.columns))
+    for step, i in enumerate(starts):
+        batch = order[i : i + args.batch_size]
+        x = images[batch]
+        if args.augment:
+            x = augment(x, learner.generators["augmentation"])
+        statistics = learner.train_step(x, labels[batch])
+        if not np.isfinite(statistics).all():
+            bad = int(np.argmin(np.isfinite(statistics)))
+            column = learner.columns[bad].replace(" ", " of layer ")
+            flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
+            raise RunError(
+                f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
+                f"learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
+            )
+        total += len(batch) * statistics
+        show_progress(f"{where}, step {step + 1} of {len(starts)}")
+    show_progress("")
+    return total / len(images), time.perf_counter() - start
+
+
+def train(learner, data, args, after_epoch=None, tell=print):
+    """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
+
+    data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
+    images; evaluates on the first args.eval_subset of these and of the test images.
+    learner.history (E, columns) grows by a row an epoch: the means of learner.columns,
+    the training and test accuracies (fractions), and the seconds of training since its
+    start, without evaluation.
+    """
+    train_x, train_y, test_x, test_y = data
+    train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
+    n, name = args.eval_subset, learner.name
+    first, began = len(learner.history), time.perf_counter()
+    if first < args.n_epochs:
+        columns = [*learner.columns, "train%", "test%", "time s", "ETA s"]
+        tell("   epoch" + "".join(f"{column:>7}" for column in columns))
+    for epoch in range(first + 1, args.n_epochs + 1):
+        where = f"{name} epoch {epoch} of {args.n_epochs}"
+        statistics, seconds = train_epoch(learner, train_x, train_y, args, where)
+        train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
+        test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
+        seconds += learner.history[-1, -1] if epoch > 1 else 0.0
+        row = [*statistics, train_accuracy, test_accuracy, seconds]
+        learner.history = np.vstack([learner.history, row])
+        left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
+        tell(
+            f"{name} {epoch:>5}"
+            + "".join(f"{value:7.3f}" for value in statistics)
+            + f"{100 * train_accuracy:7.2f}{100 * test_accuracy:7.2f}"
+            + f"{seconds:7.1f}{left:7.0f}"
+        )
+        if after_epoch:
+            after_epoch()
+
+
+# ------------------------------------------------ the locally-connected layer
+
 # Axes: B images, P passes (one label each: the positive and the negative pass, or the
 # ten labels of a prediction), T x T tiles, K inputs of a tile, N outputs of a tile.
 #
@@ -790,346 +707,411 @@ def new_history(columns):
     return np.empty((0, len(columns) + 3))
 
 
-# ---------------------------------------------------------- Forward-Forward
+# ----------------------------------------------------------------------- Adam
 
 
-def count_units(h):
-    return h.shape[0] * h.shape[1] * h.shape[4]
+class Parameter:
+    """An array that is learned, and the two moments that Adam keeps of its gradient."""
+
+    def __init__(self, value, decays=False):
+        self.value, self.decays = value, decays
+        self.m = np.zeros_like(value)
+        self.v = np.zeros_like(value)
 
 
-def goodness(h):
-    """mean(h^2) over a layer's units: (T, T, P, B, N) -> (P, B).
+class Adam:
+    """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one slice at a time, in place.
 
-    The paper's (section 2) is the sum; with the mean, layers of any size share theta.
-    """
-    return np.vecdot(h, h).sum(axis=(0, 1)) / count_units(h)
+    m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are
+    folded into two scalars, which leaves ten passes over arrays that fit the cache.
 
-
-def goodness_derivative(h):
-    """dg/du by the pre-activations u, (T, T, P, B, N), and a factor: 2 relu(u) / units.
-
-    Another goodness has another one; it must be zero where relu(u) is. It also needs
-    an rms of its own in ForwardForward.forward().
-    """
-    return h, np.float32(2 / count_units(h))
-
-
-class ForwardForward:
-    """Layers that each learn, alone, a goodness above threshold for the true label.
-
-    threshold: theta; or "halfway", between the goodness of an image's two passes: then
-        the loss depends on their difference alone, as in SymBa (arXiv:2303.08418)
-    temperature: the unit of goodness, in the loss and in the choice of negatives
-    label_input: "corner", a block of the image, or "everywhere", top-down to all units
-    negatives: how the wrong label is chosen, see wrong_labels()
-    generators["negatives"] draws it
+    total_steps: the learning rate falls linearly, to 0 after so many; None: constant
+    weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases
     """
 
-    name = "FF"
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(
-        self,
-        layers,
-        adam,
-        generators,
-        threshold,
-        temperature,
-        label_input,
-        negatives,
+    def __init__(self, learning_rate, total_steps=None, weight_decay=0.0):
+        self.learning_rate, self.total_steps = learning_rate, total_steps
+        self.weight_decay = weight_decay
+        self.steps = 0
+
+    def begin_step(self):
+        """Count a step; the updates that follow belong to it."""
+        share_left = 1 - self.steps / self.total_steps if self.total_steps else 1
+        learning_rate = self.learning_rate * share_left
+        self.steps += 1
+        m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
+        v_scale = math.sqrt((1 - self.BETA2) / (1 - self.BETA2**self.steps))
+        self.rate = np.float32(learning_rate * m_scale / v_scale)
+        self.kept = np.float32(1 - learning_rate * self.weight_decay)
+        self.epsilon = np.float32(self.EPSILON / v_scale)
+
+    def update(self, parameter, gradient, part=...):
+        """Move parameter.value[part] against `gradient`, which is overwritten."""
+        value, m, v = parameter.value[part], parameter.m[part], parameter.v[part]
+        if self.steps % 128 == 0:
+            # Moments of dead units decay into denormal numbers, which are very slow.
+            m[np.abs(m) < 1e-32] = 0
+            v[v < 1e-32] = 0
+        m *= np.float32(self.BETA1)
+        m += gradient
+        v *= np.float32(self.BETA2)
+        v += np.square(gradient, out=gradient)
+        step = np.sqrt(v, out=gradient)
+        step += self.epsilon
+        np.divide(m, step, out=step)
+        step *= self.rate
+        if parameter.decays and self.weight_decay:
+            value *= self.kept
+        value -= step
+
+
+# -------------------------------------------------------------------- threads
+
+# numpy lets go of the interpreter while it computes, so plain threads are enough.
+# Each piece of work writes what no other piece touches: the results do not depend on
+# the number of threads.
+
+
+def count_threads():
+    """$OMP_NUM_THREADS, else the cores this process may use, but no more than 8."""
+    if setting := os.environ.get("OMP_NUM_THREADS", ""):
+        return int(setting) if setting.isdecimal() and int(setting) > 0 else 1
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
+THREADS = count_threads()
+POOL = ThreadPoolExecutor(max(1, THREADS - 1))
+
+
+def parallel(work, count):
+    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
+
+    indices, lock = iter(range(count)), threading.Lock()
+
+    def share():
+        while True:
+            with lock:
+                i = next(indices, None)
+            if i is None:
+                return
+            work(i)
+
+    others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    share()
+    for other in others:
+        other.result()
+
+
+_scratch = threading.local()
+
+
+def scratch(name, *shape):
+    """A float32 array of this thread for passing use, the same at every call.
+
+    Fresh memory costs more in page faults than the arithmetic that fills it.
+    """
+    arrays = _scratch.__dict__
+    if (name, shape) not in arrays:
+        arrays[name, shape] = np.empty(shape, np.float32)
+    return arrays[name, shape]
+
+
+# ----------------------------------------------------------------------- data
+
+# Two public sources of the same 60,000 images; the digest decides for both.
+TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
+CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
+
+TIMEOUT = 10.0  # seconds without a single byte from a server
+FLOOR_SPEED, FLOOR_SECONDS = 100e3, 10.0  # bytes/s, judged over this many seconds
+RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
+MAX_ARCHIVE = 400_000_000  # bytes, downloaded or unpacked; the real ones have < 190e6
+MAX_PNG = 20_000  # bytes read of one image; the real ones have about 2,300
+
+
+def load_cifar10(cache_dir=None):
+    """CIFAR-10 in Toronto's order, from the cache, an archive at hand or the network.
+
+    Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
+    test_y (10000,), all uint8. The cache folder is `cache_dir`, else
+    $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
+    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises RunError.
+    """
+    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
+    folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
+    cached = folder / "cifar10.npz"
+    tried = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the cache folder {folder}: {error}; choose another with "
+            "--cache-dir"
+        ) from error
+    for source, read in (
+        (cached, read_npz),
+        (folder / "cifar-10-binary.tar.gz", read_toronto),
+        (folder / "cifar10.zip", read_kaggle),
+        (TORONTO_URL, read_toronto),
+        (KAGGLE_URL, read_kaggle),
     ):
-        self.layers, self.adam, self.generators = layers, adam, generators
-        self.threshold, self.temperature = threshold, np.float32(temperature)
-        self.label_input, self.negatives = label_input, negatives
-        # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
-        # the paper: most of its units do not see the label.
-        corner = label_input == "corner" and len(layers) > 1
-        self.scored = slice(1, None) if corner else slice(None)
-        self.columns = [
-            f"{name} {i}" for i in range(len(layers)) for name in ("loss", "g+", "g-")
-        ]
-        self.history = new_history(self.columns)
-
-    def parameters(self):
-        return [parameter for layer in self.layers for parameter in layer.parameters()]
-
-    def forward(self, images, labels):
-        """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
-
-        images uint8 (B, H, W, 3); labels (P, B) or (P, 1), those of each pass
-        """
-        x, others, scale = normalise(images), None, None
-        if self.label_input == "corner":
-            rows, columns = self.layers[0].sees
-            others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
-            encode_labels(x, labels[0])
-            encode_labels(others, labels[1:])
-        for layer, above in zip(self.layers, [*self.layers[1:], None], strict=True):
-            h = layer.forward(x, labels, others, scale)
-            g = goodness(h)
-            yield layer, h, g
-            if above:
-                # The input of the next layer is h / rms(h), so that only the
-                # direction of the activity is passed on (section 2). g is its square;
-                # with another goodness, take mean(h^2) here.
-                scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
-                x = layer.maps("x maps", h[:, :, 0])
-                rows, columns = above.sees
-                corner = h[: -(-rows // layer.tile), : -(-columns // layer.tile), 1:]
-                others = layer.maps("others maps", corner)[:, :, :rows, :columns]
-
-    def wrong_labels(self, images, labels):
-        """A label for each image that is not its own, by self.negatives.
-
-        "uniform": any of the other nine. "hardest": the one of highest goodness.
-        "sampled": in proportion to a softmax of goodness / temperature (the paper's
-        softmax is that of a classifier trained beside it). The goodness is the one that
-        predicts, the sum over the scored layers: it finds the labels that the network
-        as a whole takes for true, and one wrong label serves all layers, so that each
-        sees what the one below makes of it.
-        """
-        rng = self.generators["negatives"]
-        if self.negatives == "uniform":
-            other = rng.integers(1, N_CLASSES, len(labels), np.uint8)
-            return (labels + other) % N_CLASSES
-        scores = self.label_scores(images)
-        scores[labels, np.arange(len(labels))] = -np.inf
-        if self.negatives == "sampled":  # the largest of logits + Gumbel noise
-            scores = scores / self.temperature + rng.gumbel(size=scores.shape)
-        return scores.argmax(axis=0).astype(np.uint8)
-
-    def loss(self, g):
-        """The mean of log(1 + exp(-margin)) of goodness g (2, B), and dloss/dg (2, B).
-
-        margin: (g - theta) / temperature of the positive pass, minus that of the other
-        """
-        sign = np.float32([[1], [-1]])
-        halfway = self.threshold == "halfway"
-        theta = g.mean(axis=0) if halfway else np.float32(self.threshold)
-        margin = sign * (g - theta) / self.temperature
-        # Halfway, theta moves with g, but as both margins are then equal, what that
-        # adds to the derivative in one pass is taken away in the other.
-        slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
-        return np.logaddexp(0, -margin).mean(), slope
-
-    def train_step(self, images, labels):
-        """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
-
-        A layer's input is the activity from before the update of the one below:
-        one forward pass serves the whole step. Returns the batch means of
-        self.columns: the loss over both passes, and the goodness of each.
-        """
-        negatives = self.wrong_labels(images, labels)
-        self.adam.begin_step()
-        statistics = []
-        passes = list(self.forward(images, np.stack([labels, negatives])))
-        for layer, h, g in passes:
-            loss, slope = self.loss(g)
-            statistics += loss, *g.mean(axis=1)
-            dg, factor = goodness_derivative(h)
-            layer.backward(dg, self.adam, slope * factor)
-        return np.array(statistics)
-
-    def label_goodness(self, images):
-        """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        passes = self.forward(images, np.arange(N_CLASSES)[:, None])
-        return np.stack([g for _, _, g in passes])
-
-    def label_scores(self, images):
-        """What decides between the labels: goodness summed over the scored layers."""
-        return self.label_goodness(images)[self.scored].sum(axis=0)
-
-    def predict(self, images):
-        """The labels of the highest score (B,)."""
-        return self.label_scores(images).argmax(axis=0)
-
-
-# ----------------------------------------------------------------- backprop
-
-
-class Backprop:
-    """The same stack, end to end, under a linear readout and softmax cross-entropy."""
-
-    name = "BP"
-    columns = ("loss",)
-
-    def __init__(self, layers, adam, generators):
-        self.layers, self.adam, self.generators = layers, adam, generators
-        self.history = new_history(self.columns)
-        flat = layers[-1].side ** 2 * layers[-1].channels
-        W = generators["initialisation"].standard_normal((flat, N_CLASSES), np.float32)
-        self.W_out = Parameter(W * np.float32(math.sqrt(2 / flat)), decays=True)
-        self.b_out = Parameter(np.zeros(N_CLASSES, np.float32))
-
-    def parameters(self):
-        stack = [parameter for layer in self.layers for parameter in layer.parameters()]
-        return [*stack, self.W_out, self.b_out]
-
-    def forward(self, images):
-        """The layers' activities (T, T, 1, B, N) and the logits (B, N_CLASSES)."""
-        x, activities = normalise(images), []
-        for layer in self.layers:
-            activities.append(layer.forward(x))
-            x = layer.maps("x maps", activities[-1][:, :, 0])
-        self.flat = x.reshape(len(x), -1)
-        return activities, self.flat @ self.W_out.value + self.b_out.value
-
-    def train_step(self, images, labels):
-        """One step on a batch, uint8 (B, H, W, 3) and labels (B,): [cross-entropy]."""
-        activities, logits = self.forward(images)
-        rows = np.arange(len(labels))
-        logits -= logits.max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(logits).sum(axis=1))
-        loss = (log_sum - logits[rows, labels]).mean()
-        dlogits = np.exp(logits - log_sum[:, None])
-        dlogits[rows, labels] -= 1
-        dlogits /= len(labels)
-
-        self.adam.begin_step()
-        side = self.layers[-1].side
-        dh = (dlogits @ self.W_out.value.T).reshape(len(labels), side, side, -1)
-        self.adam.update(self.W_out, self.flat.T @ dlogits)
-        self.adam.update(self.b_out, dlogits.sum(axis=0))
-        bottom = self.layers[0]
-        for layer, h in zip(reversed(self.layers), reversed(activities)):
-            du = layer.tiled(dh).reshape(h.shape)
-            du *= h > 0
-            dh = layer.backward(du, self.adam, input_gradient=layer is not bottom)
-        return np.array([loss])
-
-    def predict(self, images):
-        return self.forward(images)[1].argmax(axis=1)
-
-
-# --------------------------------------------------- training and evaluation
-
-EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the caches
-STREAMS = "initialisation", "order", "negatives", "augmentation"
-
-
-def make_learners(args):
-    """FF and, with --bp-baseline, BP: equal initial weights, order and augmentation."""
-
-    def parts(label_input, learning_rate):
-        streams = enumerate(STREAMS)
-        generators = {
-            name: np.random.default_rng([args.seed, i]) for i, name in streams
-        }
-        rng = generators["initialisation"]
-        layers = make_layers(rng, args.n_layers, args.channels, label_input)
-        steps = args.n_epochs * -(-args.train_subset // args.batch_size)
-        total_steps = steps if args.lr_schedule == "linear" else None
-        return layers, Adam(learning_rate, total_steps, args.weight_decay), generators
-
-    forward_forward = ForwardForward(
-        *parts(args.label_input, args.lr),
-        args.threshold,
-        args.temperature,
-        args.label_input,
-        args.negatives,
-    )
-    if not args.bp_baseline:
-        return [forward_forward]
-    return [forward_forward, Backprop(*parts(None, args.bp_lr or args.lr))]
-
-
-def augment(images, rng):
-    """Images (B, H, W, C), half of them mirrored, shifted by up to 2 pixels each way."""
-    B = len(images)
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-    crops = sliding_window_view(padded, (SIDE, SIDE), (1, 2))
-    rows, columns, mirrored = rng.integers(0, [[5], [5], [2]], (3, B))
-    crops = crops[np.arange(B), rows, columns].transpose(0, 2, 3, 1)
-    return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
-
-
-def in_batches(work, images):
-    """work(images) (..., B), for any number of images, a batch at a time."""
-    starts = range(0, len(images), EVALUATION_BATCH)
-    parts = [work(images[i : i + EVALUATION_BATCH]) for i in starts]
-    return np.concatenate(parts, axis=-1)
-
-
-def predict(learner, images):
-    """The predicted labels of any number of uint8 images."""
-    return in_batches(learner.predict, images)
-
-
-def accuracy(learner, images, labels):
-    """The share of the images that are predicted right."""
-    return float(np.mean(predict(learner, images) == labels))
-
-
-def class_accuracies(predictions, labels):
-    """The share of each class's images that are predicted right: (N_CLASSES,)."""
-    right = np.bincount(labels[predictions == labels], minlength=N_CLASSES)
-    return right / np.maximum(np.bincount(labels, minlength=N_CLASSES), 1)
-
-
-def train_epoch(learner, images, labels, args, where):
-    """One pass over the images: the means of learner.columns, and the seconds it took.
-
-    Raises RunError, naming `where`, when a loss is no longer finite.
-    """
-    start = time.perf_counter()
-    order = learner.generators["order"].permutation(len(images))
-    starts = range(0, len(images), args.batch_size)
-    total = np.zeros(len(learner.columns))
-    for step, i in enumerate(starts):
-        batch = order[i : i + args.batch_size]
-        x = images[batch]
-        if args.augment:
-            x = augment(x, learner.generators["augmentation"])
-        statistics = learner.train_step(x, labels[batch])
-        if not np.isfinite(statistics).all():
-            bad = int(np.argmin(np.isfinite(statistics)))
-            column = learner.columns[bad].replace(" ", " of layer ")
-            flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
+        try:
+            if isinstance(source, Path) and not source.exists():
+                continue
+            arrays = read_source(source, read, folder)
+        except RunError as error:
+            tried.append(str(error))
+            say(f"gave up on {error}")
+            continue
+        except OSError as error:  # a full disk, no permission
             raise RunError(
-                f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
-                f"learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
-            )
-        total += len(batch) * statistics
-        show_progress(f"{where}, step {step + 1} of {len(starts)}")
-    show_progress("")
-    return total / len(images), time.perf_counter() - start
+                f"cannot get {source} into the cache folder {folder}: {error}; "
+                "choose another with --cache-dir"
+            ) from error
+        if source != cached:
+            save_npz(cached, arrays)
+            say(f"made {cached} from {source}")
+        return tuple(arrays[name] for name in empty_arrays())
+    raise RunError(
+        f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
+        f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
+    )
 
 
-def train(learner, data, args, after_epoch=None, tell=print):
-    """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
+def read_source(source, read, folder):
+    """The arrays that read(file) finds in a file or at a URL, checked; or RunError."""
+    # A temporary file without a name is gone even when the process is killed.
+    is_file = isinstance(source, Path)
+    with open(source, "rb") if is_file else tempfile.TemporaryFile(dir=folder) as file:
+        if not is_file:
+            download(source, file)
+            file.seek(0)
+        show_progress(f"reading {source}")
+        try:
+            arrays = read(file)
+            check_like(arrays, empty_arrays())
+            digest = hashlib.sha256()
+            for name in empty_arrays():
+                digest.update(arrays[name])
+            if digest.hexdigest() != CIFAR_SHA256:
+                raise ValueError(
+                    f"expected SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
+                )
+        except Exception as error:  # parsers raise anything on damaged bytes
+            raise RunError(f"{source}: {error or type(error).__name__}") from error
+        show_progress("")
+        return arrays
 
-    data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
-    images; evaluates on the first args.eval_subset of these and of the test images.
-    learner.history (E, columns) grows by a row an epoch: the means of learner.columns,
-    the training and test accuracies (fractions), and the seconds of training since its
-    start, without evaluation.
-    """
-    train_x, train_y, test_x, test_y = data
-    train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
-    n, name = args.eval_subset, learner.name
-    first, began = len(learner.history), time.perf_counter()
-    if first < args.n_epochs:
-        columns = [*learner.columns, "train%", "test%", "time s", "ETA s"]
-        tell("   epoch" + "".join(f"{column:>7}" for column in columns))
-    for epoch in range(first + 1, args.n_epochs + 1):
-        where = f"{name} epoch {epoch} of {args.n_epochs}"
-        statistics, seconds = train_epoch(learner, train_x, train_y, args, where)
-        train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
-        test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
-        seconds += learner.history[-1, -1] if epoch > 1 else 0.0
-        row = [*statistics, train_accuracy, test_accuracy, seconds]
-        learner.history = np.vstack([learner.history, row])
-        left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
-        tell(
-            f"{name} {epoch:>5}"
-            + "".join(f"{value:7.3f}" for value in statistics)
-            + f"{100 * train_accuracy:7.2f}{100 * test_accuracy:7.2f}"
-            + f"{seconds:7.1f}{left:7.0f}"
+
+def empty_arrays():
+    """The four arrays by name, in the order of the digest, for a reader to fill."""
+    return {
+        "train_x": np.empty((N_TRAIN, *IMAGE_SHAPE), np.uint8),
+        "train_y": np.empty(N_TRAIN, np.uint8),
+        "test_x": np.empty((N_TEST, *IMAGE_SHAPE), np.uint8),
+        "test_y": np.empty(N_TEST, np.uint8),
+    }
+
+
+def read_toronto(file):
+    """The arrays in Toronto's pickle-free archive: label byte, then R, G, B planes."""
+    unpacked = gzip.GzipFile(fileobj=file).read(MAX_ARCHIVE + 1)
+    if len(unpacked) > MAX_ARCHIVE:
+        raise ValueError(f"unpacks to more than {MAX_ARCHIVE} bytes")
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    batches = {f"cifar-10-batches-bin/{name}.bin": b"" for name in names}
+    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r|") as archive:
+        for member in archive:
+            plain = member.isreg() and not member.issparse()
+            if plain and member.name in batches:
+                batches[member.name] = archive.extractfile(member).read()
+    records = np.frombuffer(b"".join(batches.values()), np.uint8)
+    expected = N_TRAIN + N_TEST, 1 + DEPTH * SIDE * SIDE
+    if len(records) != math.prod(expected):
+        raise ValueError(
+            f"expected {math.prod(expected)} bytes in {', '.join(batches)}, "
+            f"came {len(records)}"
         )
-        if after_epoch:
-            after_epoch()
+    records, arrays = records.reshape(expected), empty_arrays()
+    for split, part in ("train", records[:N_TRAIN]), ("test", records[N_TRAIN:]):
+        planes = part[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
+        arrays[f"{split}_x"][:] = planes.transpose(0, 2, 3, 1)
+        arrays[f"{split}_y"][:] = part[:, 0]
+    return arrays
 
 
-# --------------------------------------------------------------- saved files
+def read_kaggle(file):
+    """The arrays in Kaggle's ImageFolder: .../train/frog/<index>_frog.png and so on."""
+    pattern = rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png"
+    images = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if match := re.fullmatch(pattern, member.filename):
+                label = CLASSES.index(match[2])
+                images[match[1], int(match[3])] = member, label
+        arrays = empty_arrays()
+        for split in ("train", "test"):
+            for i in range(len(arrays[f"{split}_y"])):
+                if (split, i) not in images:
+                    raise ValueError(f"image {i} of {split} is missing")
+                member, arrays[f"{split}_y"][i] = images[split, i]
+                png = io.BytesIO(archive.open(member).read(MAX_PNG))
+                with Image.open(png, formats=["PNG"]) as image:
+                    if (*image.size, image.mode) != (SIDE, SIDE, "RGB"):
+                        raise ValueError(
+                            f"{member.filename}: expected {SIDE}x{SIDE} RGB, came "
+                            f"{image.width}x{image.height} {image.mode}"
+                        )
+                    arrays[f"{split}_x"][i] = image
+    return arrays
+
+
+class SecureRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"redirects from https to {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url, file):
+    """Fetch the archive at `url` into the open `file`.
+
+    A dropped connection is tried again after RETRY_WAITS; a source that answers an
+    error, something else, too much, or too slowly is given up: RunError.
+    """
+    opener = urllib.request.build_opener(SecureRedirect)
+    for wait in (*RETRY_WAITS, None):
+        file.seek(0)
+        file.truncate()
+        try:
+            with opener.open(url, timeout=TIMEOUT) as response:
+                return copy_response(response, file)
+        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+            raise RunError(f"{url}: {error}") from error
+        except (ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
+            problem = f"{url}: {error or type(error).__name__}"
+            if wait is None:
+                raise RunError(problem) from error
+            say(f"{problem}; trying again in {wait:g} s")
+            time.sleep(wait)
+
+
+def copy_response(response, file):
+    """Copy an HTTP response's body into `file`, checked and with progress shown."""
+    total = int(response.headers.get("Content-Length") or 0)
+    start = last = time.monotonic()
+    done = done_at_last = 0
+    while data := response.read1(1 << 16):
+        if done == 0 and data[0] not in b"\x1fP":
+            raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
+        file.write(data)
+        done += len(data)
+        if done > MAX_ARCHIVE:
+            raise ValueError(f"more than {MAX_ARCHIVE} bytes")
+        now = time.monotonic()
+        rate = done / max(now - start, 1e-3)
+        left = f", {(total - done) / rate:.0f} s left" if total else ""
+        show_progress(
+            f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s{left}"
+        )
+        if now - last > FLOOR_SECONDS:
+            if done - done_at_last < FLOOR_SPEED * (now - last):
+                raise ValueError(f"slower than {FLOOR_SPEED / 1e3:g} kB/s")
+            last, done_at_last = now, done
+    if done < total or done == 0:
+        raise ConnectionError(f"closed after {done} of {total or 'unknown'} bytes")
+
+
+def make_synthetic(seed=0):
+    """A stand-in for CIFAR-10 that needs no network: noisy coloured gratings.
+
+    Class k is a grating of orientation 18k degrees with a random phase, period and
+    pair of colours. Returns arrays of the shapes and types of load_cifar10.
+    """
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+
+    def images_and_labels(count):
+        labels = rng.integers(0, N_CLASSES, count).astype(np.uint8)
+        images = np.empty((count, *IMAGE_SHAPE), np.uint8)
+        for part in np.array_split(np.arange(count), max(1, count // 1000)):
+            angle = (np.pi / N_CLASSES * labels[part])[:, None, None]
+            period, phase = rng.uniform([[5], [0]], [[9], [1]], (2, len(part)))
+            along = row * np.sin(angle) + column * np.cos(angle)
+            cycles = along / period[:, None, None] + phase[:, None, None]
+            wave = 0.5 + 0.5 * np.sin(2 * np.pi * cycles.astype(np.float32))
+            dark = rng.uniform(0, 135, (len(part), 1, 1, 3))
+            light = rng.uniform(120, 255, (len(part), 1, 1, 3))
+            pixels = dark + (light - dark) * wave[..., None]
+            pixels += 20 * rng.standard_normal(pixels.shape, dtype=np.float32)
+            images[part] = pixels.clip(0, 255)
+        return images, labels
+
+    return *images_and_labels(N_TRAIN), *images_and_labels(N_TEST)
+
+
+# ---------------------------------------------------------------- saved files
+
+
+def write_whole(path, write):
+    """Call write(file): it is whole at `path`, or RunError and `path` as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise RunError(
+                f"cannot write {path}: {reason}; make room, or choose another folder"
+            ) from error
+        raise
+
+
+def save_npz(path, arrays):
+    """Write an uncompressed .npz file, whole or not at all."""
+    write_whole(path, lambda file: np.savez(file, **arrays))
+
+
+def read_npz(file):
+    """The arrays of an uncompressed .npz file; nothing is unpickled."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("expected an uncompressed .npz file")
+            with archive.open(member) as data:
+                array = np.lib.format.read_array(data, allow_pickle=False)
+                if data.read(1):  # the end, which is where zipfile checks the CRC
+                    raise ValueError(f"{member.filename} is longer than its array")
+            arrays[member.filename.removesuffix(".npy")] = array
+    return arrays
+
+
+def check_like(arrays, expected):
+    """ValueError unless `arrays` has the names, shapes and types of `expected`."""
+    if different := sorted(arrays.keys() ^ expected.keys()):
+        raise ValueError(f"missing or not expected: {', '.join(different)}")
+    for name, array in expected.items():
+        found, array = arrays[name], np.asarray(array)
+        text = found.dtype.kind == array.dtype.kind == "U"  # of any length
+        if found.shape != array.shape or not (text or found.dtype == array.dtype):
+            raise ValueError(
+                f"{name}: expected {array.dtype} {array.shape}, "
+                f"came {found.dtype} {found.shape}"
+            )
+
 
 MAKE_MODEL = (
     "python3 ff_cifar_locally_connected.py --bp-baseline --full-test --save model.npz"
@@ -1290,7 +1272,27 @@ def load_model(path):
     return {learner.name: learner for learner in learners}, args, arrays
 
 
-# -------------------------------------------------------------- command line
+# --------------------------------------------------------------- command line
+
+
+class RunError(Exception):
+    """A failure the user can mend; its text is the one line that is printed."""
+
+    def __init__(self, text):
+        super().__init__(" ".join(text.split()))
+
+
+def show_progress(text):
+    """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
+    if sys.stderr.isatty():
+        end = "" if text else "\r"
+        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
+
+
+def say(line):
+    """Tell the user something about the run that is not a result (to stderr)."""
+    show_progress("")
+    print(line, file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
