@@ -25,6 +25,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import math
 import os
@@ -49,7 +50,7 @@ for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
     os.environ[f"{_blas}_THREADS"] = "1"
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 from PIL import Image
 
 # ------------------------------------------------------------------ constants
@@ -66,6 +67,24 @@ LABEL_ON, LABEL_OFF = 1.0, -1.0
 
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
 CHANNELS = 8  # units at each position, unless --channels says otherwise
+THRESHOLD = 2.0  # theta of the goodness, unless --threshold says otherwise
+
+# --recipe: what differs from the flags' defaults, which are the headline.
+RECIPES = {
+    "headline": {},
+    "best": {
+        "train_subset": 50_000,
+        "n_epochs": 20,
+        "n_layers": 1,
+        "augment": True,
+        "lr": 0.02,
+        "lr_schedule": "linear",
+        "label_input": "everywhere",
+        "negatives": "all",
+        "temperature": 0.05,
+        "bp_lr": 0.001,
+    },
+}
 
 
 # ------------------------------------------------------------- label encoding
@@ -79,6 +98,11 @@ def normalise(images):
     return np.multiply(images, np.float32(1 / 255), dtype=np.float32) - MEAN_IMAGE
 
 
+def images_last(x):
+    """(B, H, W, C) -> (H, W, C, B), as the layers have it."""
+    return np.ascontiguousarray(np.moveaxis(x, 0, -1))
+
+
 def encode_labels(pixels, labels):
     """Write the label block of each of `labels` (...) into `pixels` (..., H, W, 3).
 
@@ -89,149 +113,209 @@ def encode_labels(pixels, labels):
     return pixels
 
 
+def wrong_labels(labels, rng):
+    """For each of `labels` one of the other nine, all of them equally likely."""
+    other = rng.integers(1, N_CLASSES, labels.shape, np.uint8)
+    return (labels + other) % N_CLASSES
+
+
 # ------------------------------------------------------------ Forward-Forward
+# A pass is a forward computation with one label for each image: the true one and a
+# wrong one in training, or all ten, in training and to predict. Axes: L layers,
+# P passes, B images. A layer shows its activity h piece by piece, see Layer.forward().
 
-
-def count_units(h):
-    return h.shape[0] * h.shape[1] * h.shape[4]
+ALL_LABELS = np.arange(N_CLASSES)[:, None]  # (P, 1): in each pass one label for all
 
 
 def goodness(h):
-    """mean(h^2) over a layer's units: (T, T, P, B, N) -> (P, B).
+    """What a piece of a layer, h (t, T, N, P, B), adds to its goodness: (P, B).
 
-    The paper's (section 2) is the sum; with the mean, layers of any size share theta.
+    The goodness is mean(h^2) over all units of the layer: the sum over its pieces,
+    divided by the number of units. The paper's (section 2) is the sum; with the mean,
+    layers of any size share theta.
     """
-    return np.vecdot(h, h).sum(axis=(0, 1)) / count_units(h)
+    return np.einsum("ijnpb,ijnpb->ijpb", h, h).sum(axis=(0, 1), dtype=float)
 
 
-def goodness_derivative(h):
-    """dg/du by the pre-activations u, (T, T, P, B, N), and a factor: 2 relu(u) / units.
+def goodness_gradient(h, dg):
+    """The derivative by h, from that by what goodness(h) returns, dg (P, B).
 
-    Another goodness has another one; it must be zero where relu(u) is. It also needs
-    an rms of its own in ForwardForward.forward().
+    h is written over. It must be zero where h is, as ReLU has no slope there.
     """
-    return h, np.float32(2 / count_units(h))
+    return np.multiply(h, np.float32(2 * dg), out=h)
+
+
+def cross_entropy(scores, true):
+    """Softmax cross-entropy: the mean over images of -log p[true], and its derivative.
+
+    scores (P, B): of each candidate for each image; true (B,): which one is right.
+    """
+    images = np.arange(scores.shape[1])
+    scores = scores - scores.max(axis=0)
+    log_p = scores - np.log(np.exp(scores).sum(axis=0))
+    derivative = np.exp(log_p)
+    derivative[true, images] -= 1
+    return -log_p[true, images].mean(), derivative / len(images)
 
 
 class ForwardForward:
-    """Layers that each learn, alone, a goodness above threshold for the true label.
+    """Layers that each learn, alone, a higher goodness for the true label than for others.
 
-    threshold: theta; or "halfway", between the goodness of an image's two passes: then
-        the loss depends on their difference alone, as in SymBa (arXiv:2303.08418)
-    temperature: the unit of goodness, in the loss and in the choice of negatives
     label_input: "corner", a block of the image, or "everywhere", top-down to all units
-    negatives: how the wrong label is chosen, see wrong_labels()
-    generators["negatives"] draws it
+    negatives: the wrong labels to learn from. "uniform": one of the nine; "sampled": one
+        in proportion to a softmax of the goodness that predicts, as the paper (section
+        4) does with a classifier's; "all": all nine
+    threshold: theta; or "halfway", between the goodness of an image's two passes; None
+        with all negatives
+    temperature: the unit of goodness, in the loss and in the choice of negatives
     """
 
     name = "FF"
 
-    def __init__(
-        self,
-        layers,
-        adam,
-        generators,
-        threshold,
-        temperature,
-        label_input,
-        negatives,
-    ):
-        self.layers, self.adam, self.generators = layers, adam, generators
-        self.threshold, self.temperature = threshold, np.float32(temperature)
-        self.label_input, self.negatives = label_input, negatives
+    def __init__(self, args):
+        self.label_input, self.negatives = args.label_input, args.negatives
+        self.threshold, self.temperature = args.threshold, np.float32(args.temperature)
+        self.generators = make_generators(args.seed)
+        rng = self.generators["initialisation"]
+        self.layers = make_layers(rng, args, self.label_input)
+        self.adam = make_adam(args, args.lr)
         # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
         # the paper: most of its units do not see the label.
-        corner = label_input == "corner" and len(layers) > 1
+        corner = self.label_input == "corner" and args.n_layers > 1
         self.scored = slice(1, None) if corner else slice(None)
-        self.columns = [
-            f"{name} {i}" for i in range(len(layers)) for name in ("loss", "g+", "g-")
-        ]
-        self.history = new_history(self.columns)
+        L = args.n_layers
+        self.history = new_history(loss_per_layer=(L,), g_pos=(L,), g_neg=(L,))
 
     def parameters(self):
         return [parameter for layer in self.layers for parameter in layer.parameters()]
 
+    def weights(self):
+        """The weights by their names in model.npz."""
+        return stack_weights(self.layers, "ff")
+
+    def set_weights(self, arrays):
+        """Take over the weights of a model.npz."""
+        set_stack_weights(self.layers, "ff", arrays)
+
+    def inputs(self, images, labels):
+        """What layer 0 reads in the passes with `labels` (P, B) or (P, 1)."""
+        x = normalise(images)
+        maps = images_last(x)[:, :, :, None]
+        if self.label_input == "everywhere":
+            return Maps(maps)
+        rows, columns = self.layers[0].connections[0].sees
+        corner = np.repeat(x[None, :, :rows, :columns], len(labels), axis=0)
+        encode_labels(corner, labels)
+        return Maps(maps, corner.transpose(2, 3, 4, 0, 1))
+
     def forward(self, images, labels):
-        """Yield layer, activity (T, T, P, B, N) and goodness (P, B), bottom up.
+        """The goodness of each layer in each pass: (L, P, B).
 
-        images uint8 (B, H, W, 3); labels (P, B) or (P, 1), those of each pass
+        images uint8 (B, H, W, 3); labels (P, B) or (P, 1), those of each pass. The
+        layers keep what train_step() needs to see their activities again.
         """
-        x, others, scale = normalise(images), None, None
-        if self.label_input == "corner":
-            rows, columns = self.layers[0].sees
-            others = np.repeat(x[None, :, :rows, :columns], len(labels) - 1, axis=0)
-            encode_labels(x, labels[0])
-            encode_labels(others, labels[1:])
+        P, B = len(labels), len(images)
+        x, result = self.inputs(images, labels), []
         for layer, above in zip(self.layers, [*self.layers[1:], None], strict=True):
-            h = layer.forward(x, labels, others, scale)
-            g = goodness(h)
-            yield layer, h, g
-            if above:
-                # The input of the next layer is h / rms(h), so that only the
-                # direction of the activity is passed on (section 2). g is its square;
-                # with another goodness, take mean(h^2) here.
-                scale = 1 / np.sqrt(np.maximum(g, np.float32(1e-12)))
-                x = layer.maps("x maps", h[:, :, 0])
-                rows, columns = above.sees
-                corner = h[: -(-rows // layer.tile), : -(-columns // layer.tile), 1:]
-                others = layer.maps("others maps", corner)[:, :, :rows, :columns]
+            # By row of tiles, as the order of a sum must not depend on the threads.
+            g, squares = np.zeros((2, layer.tiles, P, B))
+            maps = above and above.new_inputs(layer, P, B)
 
-    def wrong_labels(self, images, labels):
-        """A label for each image that is not its own, by self.negatives.
+            def see(h, rows, layer=layer, g=g, squares=squares, maps=maps):
+                g[rows.start] = goodness(h)
+                if maps:
+                    squares[rows.start] = np.einsum("ijnpb,ijnpb->ijpb", h, h).sum(
+                        axis=(0, 1), dtype=float
+                    )
+                    maps.put(layer, h, rows)
 
-        "uniform": any of the other nine. "hardest": the one of highest goodness.
-        "sampled": in proportion to a softmax of goodness / temperature (the paper's
-        softmax is that of a classifier trained beside it). The goodness is the one that
-        predicts, the sum over the scored layers: it finds the labels that the network
-        as a whole takes for true, and one wrong label serves all layers, so that each
-        sees what the one below makes of it.
+            layer.forward([x], labels, see)
+            result.append(g.sum(axis=0) / layer.n_units)
+            if maps:
+                # The input of the next layer is h / rms(h), so that only the direction
+                # of the activity is passed on (section 2), and not its goodness.
+                mean_square = squares.sum(axis=0) / layer.n_units
+                maps.scale = 1 / np.sqrt(np.maximum(mean_square, 1e-12)).astype(
+                    np.float32
+                )
+            x = maps
+        return np.stack(result)
+
+    def loss(self, g, true):
+        """The loss of a layer with goodness g (P, B), and its derivative by g.
+
+        true (B,): the pass with the true label. With a threshold, the mean over both
+        passes of log(1 + exp(-margin)), where margin is (g - theta) / temperature, with
+        the other sign in the negative pass. Else the cross-entropy of the passes'
+        goodness. Of two passes it is log(1 + exp(-(g_true - g_wrong) / unit)), which is
+        the loss with theta halfway between the two: the one of SymBa
+        (arXiv:2303.08418).
         """
-        rng = self.generators["negatives"]
-        if self.negatives == "uniform":
-            other = rng.integers(1, N_CLASSES, len(labels), np.uint8)
-            return (labels + other) % N_CLASSES
-        scores = self.label_scores(images)
-        scores[labels, np.arange(len(labels))] = -np.inf
-        if self.negatives == "sampled":  # the largest of logits + Gumbel noise
-            scores = scores / self.temperature + rng.gumbel(size=scores.shape)
-        return scores.argmax(axis=0).astype(np.uint8)
-
-    def loss(self, g):
-        """The mean of log(1 + exp(-margin)) of goodness g (2, B), and dloss/dg (2, B).
-
-        margin: (g - theta) / temperature of the positive pass, minus that of the other
-        """
+        if self.threshold is None or self.threshold == "halfway":
+            unit = self.temperature * (2 if self.threshold else 1)
+            loss, derivative = cross_entropy(g / unit, true)
+            return loss, derivative / unit
         sign = np.float32([[1], [-1]])
-        halfway = self.threshold == "halfway"
-        theta = g.mean(axis=0) if halfway else np.float32(self.threshold)
-        margin = sign * (g - theta) / self.temperature
-        # Halfway, theta moves with g, but as both margins are then equal, what that
-        # adds to the derivative in one pass is taken away in the other.
+        margin = sign * (g - np.float32(self.threshold)) / self.temperature
         slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
         return np.logaddexp(0, -margin).mean(), slope
+
+    def sample_wrong_labels(self, scores, labels):
+        """A wrong label each, in proportion to exp(score / temperature): (B,).
+
+        The scores (N_CLASSES, B) are those that predict, of all layers together: one
+        wrong label serves all of them, so that each sees what the one below makes of it.
+        """
+        rng = self.generators["negatives"]
+        # The largest of logits plus Gumbel noise is a sample of their softmax.
+        noisy = scores / self.temperature + rng.gumbel(size=scores.shape)
+        noisy[labels, np.arange(len(labels))] = -np.inf
+        return noisy.argmax(axis=0).astype(np.uint8)
 
     def train_step(self, images, labels):
         """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
 
-        A layer's input is the activity from before the update of the one below:
-        one forward pass serves the whole step. Returns the batch means of
-        self.columns: the loss over both passes, and the goodness of each.
+        A layer's input is the activity from before the update of the one below: one
+        forward computation serves the whole step, all ten labels of "sampled" too.
+        Returns the means over the batch: each layer's loss, and its goodness with the
+        true label and with the wrong ones.
         """
-        negatives = self.wrong_labels(images, labels)
+        images_, true = np.arange(len(labels)), np.zeros_like(labels)
+        if self.negatives == "uniform":
+            wrong = wrong_labels(labels, self.generators["negatives"])
+            g = self.forward(images, np.stack([labels, wrong]))
+        else:
+            g, true = self.forward(images, ALL_LABELS), labels
+            if self.negatives == "sampled":
+                wrong = self.sample_wrong_labels(g[self.scored].sum(axis=0), labels)
+                passes, true = np.stack([labels, wrong]), np.zeros_like(labels)
+                g = g[:, passes, images_]
+                for layer in self.layers:
+                    layer.pick(passes)
         self.adam.begin_step()
-        statistics = []
-        passes = list(self.forward(images, np.stack([labels, negatives])))
-        for layer, h, g in passes:
-            loss, slope = self.loss(g)
-            statistics += loss, *g.mean(axis=1)
-            dg, factor = goodness_derivative(h)
-            layer.backward(dg, self.adam, slope * factor)
-        return np.array(statistics)
+        losses = []
+        for layer, g_layer in zip(self.layers, g, strict=True):
+            loss, dg = self.loss(g_layer, true)
+            losses.append(loss)
+            dg /= layer.n_units
+
+            def du(rows, layer=layer, dg=dg):
+                h = layer.activity(rows)
+                same = h.shape[3] < len(dg)  # in all passes: their derivatives add up
+                return goodness_gradient(h, dg.sum(axis=0) if same else dg)
+
+            layer.update(self.adam, du)
+        g_true = g[:, true, images_]
+        g_wrong = (g.sum(axis=1) - g_true) / (g.shape[1] - 1)
+        return {
+            "loss_per_layer": np.array(losses),
+            "g_pos": g_true.mean(axis=1),
+            "g_neg": g_wrong.mean(axis=1),
+        }
 
     def label_goodness(self, images):
         """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        passes = self.forward(images, np.arange(N_CLASSES)[:, None])
-        return np.stack([g for _, _, g in passes])
+        return self.forward(images, ALL_LABELS)
 
     def label_scores(self, images):
         """What decides between the labels: goodness summed over the scored layers."""
@@ -249,86 +333,140 @@ class Backprop:
     """The same stack, end to end, under a linear readout and softmax cross-entropy."""
 
     name = "BP"
-    columns = ("loss",)
 
-    def __init__(self, layers, adam, generators):
-        self.layers, self.adam, self.generators = layers, adam, generators
-        self.history = new_history(self.columns)
-        flat = layers[-1].side ** 2 * layers[-1].channels
-        W = generators["initialisation"].standard_normal((flat, N_CLASSES), np.float32)
+    def __init__(self, args):
+        self.generators = make_generators(args.seed)
+        rng = self.generators["initialisation"]
+        self.layers = make_layers(rng, args)
+        self.adam = make_adam(args, args.bp_lr or args.lr)
+        flat = self.layers[-1].n_units
+        W = rng.standard_normal((flat, N_CLASSES), np.float32)
         self.W_out = Parameter(W * np.float32(math.sqrt(2 / flat)), decays=True)
         self.b_out = Parameter(np.zeros(N_CLASSES, np.float32))
+        self.history = new_history(loss=())
 
     def parameters(self):
         stack = [parameter for layer in self.layers for parameter in layer.parameters()]
         return [*stack, self.W_out, self.b_out]
 
+    def weights(self):
+        """The weights by their names in model.npz."""
+        readout = {"bp_W_out": self.W_out.value, "bp_b_out": self.b_out.value}
+        return stack_weights(self.layers, "bp") | readout
+
+    def set_weights(self, arrays):
+        """Take over the weights of a model.npz."""
+        set_stack_weights(self.layers, "bp", arrays)
+        self.W_out.value[:], self.b_out.value[:] = (
+            arrays["bp_W_out"],
+            arrays["bp_b_out"],
+        )
+
     def forward(self, images):
-        """The layers' activities (T, T, 1, B, N) and the logits (B, N_CLASSES)."""
-        x, activities = normalise(images), []
+        """The maps (H, W, C, 1, B) that each layer makes, and logits (N_CLASSES, B)."""
+        x, maps = images_last(normalise(images))[:, :, :, None], []
         for layer in self.layers:
-            activities.append(layer.forward(x))
-            x = layer.maps("x maps", activities[-1][:, :, 0])
-        self.flat = x.reshape(len(x), -1)
-        return activities, self.flat @ self.W_out.value + self.b_out.value
+            h_maps = reuse(layer.buffers, "h", *layer.shape, 1, len(images))
+
+            def see(h, rows, layer=layer, h_maps=h_maps):
+                layer.put(h, rows, h_maps)
+
+            layer.forward([Maps(x)], None, see)
+            maps.append(h_maps)
+            x = h_maps
+        logits = self.W_out.value.T @ x.reshape(-1, len(images))
+        return maps, logits + self.b_out.value[:, None]
 
     def train_step(self, images, labels):
-        """One step on a batch, uint8 (B, H, W, 3) and labels (B,): [cross-entropy]."""
-        activities, logits = self.forward(images)
-        rows = np.arange(len(labels))
-        logits -= logits.max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(logits).sum(axis=1))
-        loss = (log_sum - logits[rows, labels]).mean()
-        dlogits = np.exp(logits - log_sum[:, None])
-        dlogits[rows, labels] -= 1
-        dlogits /= len(labels)
-
+        """One step on a batch, uint8 (B, H, W, 3) and labels (B,): its cross-entropy."""
+        maps, logits = self.forward(images)
+        loss, dlogits = cross_entropy(logits, labels)
         self.adam.begin_step()
-        side = self.layers[-1].side
-        dh = (dlogits @ self.W_out.value.T).reshape(len(labels), side, side, -1)
-        self.adam.update(self.W_out, self.flat.T @ dlogits)
-        self.adam.update(self.b_out, dlogits.sum(axis=0))
-        bottom = self.layers[0]
-        for layer, h in zip(reversed(self.layers), reversed(activities)):
-            du = layer.tiled(dh).reshape(h.shape)
-            du *= h > 0
-            dh = layer.backward(du, self.adam, input_gradient=layer is not bottom)
-        return np.array([loss])
+        dh = (self.W_out.value @ dlogits).reshape(maps[-1].shape)
+        self.adam.update(self.W_out, maps[-1].reshape(-1, len(images)) @ dlogits.T)
+        self.adam.update(self.b_out, dlogits.sum(axis=1))
+        for layer, h_maps in zip(reversed(self.layers), reversed(maps), strict=True):
+            dh *= h_maps > 0
+            tiles = layer.tiled(dh)
+
+            def du(rows, tiles=tiles):
+                t, T, *N, _, B = tiles[rows].shape
+                return tiles[rows].reshape(t, T, math.prod(N), 1, B)
+
+            if layer is not self.layers[0]:
+                dh = layer.input_gradient(du)
+            layer.update(self.adam, du)
+        return {"loss": loss}
 
     def predict(self, images):
-        return self.forward(images)[1].argmax(axis=1)
+        return self.forward(images)[1].argmax(axis=0)
 
 
 # ---------------------------------------------------- training and evaluation
 
 EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the caches
-STREAMS = "initialisation", "order", "negatives", "augmentation"
 
 
 def make_learners(args):
     """FF and, with --bp-baseline, BP: equal initial weights, order and augmentation."""
+    return [ForwardForward(args), *([Backprop(args)] if args.bp_baseline else [])]
 
-    def parts(label_input, learning_rate):
-        streams = enumerate(STREAMS)
-        generators = {
-            name: np.random.default_rng([args.seed, i]) for i, name in streams
-        }
-        rng = generators["initialisation"]
-        layers = make_layers(rng, args.n_layers, args.channels, label_input)
-        steps = args.n_epochs * -(-args.train_subset // args.batch_size)
-        total_steps = steps if args.lr_schedule == "linear" else None
-        return layers, Adam(learning_rate, total_steps, args.weight_decay), generators
 
-    forward_forward = ForwardForward(
-        *parts(args.label_input, args.lr),
-        args.threshold,
-        args.temperature,
-        args.label_input,
-        args.negatives,
-    )
-    if not args.bp_baseline:
-        return [forward_forward]
-    return [forward_forward, Backprop(*parts(None, args.bp_lr or args.lr))]
+def make_generators(seed):
+    """An independent stream of random numbers for each use."""
+    uses = "initialisation", "order", "negatives", "augmentation"
+    return {use: np.random.default_rng([seed, i]) for i, use in enumerate(uses)}
+
+
+def make_layers(rng, args, label_input=None):
+    """The stack; label_input: "corner", "everywhere", or None for a single pass."""
+    layers, side, depth = [], SIDE, DEPTH
+    for i, field in enumerate(RECEPTIVE_FIELDS[: args.n_layers]):
+        if label_input is None or (label_input == "everywhere" and i == 0):
+            differs = 0, 0
+        elif label_input == "corner" and i < 2:
+            # Fields of units beyond the block's rows and columns miss it, and these
+            # units are again those that the fields of layer 1 miss.
+            differs = LABEL_ROWS, LABEL_LEN
+        else:
+            differs = None
+        connection = Connection(rng, side, depth, field, args.channels, differs)
+        layers.append(Layer([connection], label_input == "everywhere"))
+        side, depth = connection.side, args.channels
+    return layers
+
+
+def stack_weights(layers, prefix):
+    """The weights of layers by their names in model.npz."""
+    return {
+        f"{prefix}_layer{i}_{name}": array
+        for i, layer in enumerate(layers)
+        for name, array in layer.get_weights().items()
+    }
+
+
+def set_stack_weights(layers, prefix, arrays):
+    for i, layer in enumerate(layers):
+        names = layer.get_weights()
+        layer.set_weights(
+            **{name: arrays[f"{prefix}_layer{i}_{name}"] for name in names}
+        )
+
+
+def make_adam(args, learning_rate):
+    steps = args.n_epochs * math.ceil(args.train_subset / args.batch_size)
+    total_steps = steps if args.lr_schedule == "linear" else None
+    return Adam(learning_rate, total_steps, args.weight_decay)
+
+
+def new_history(**shapes):
+    """What train() adds a row an epoch to: {name in model.npz: (epochs, ...)}.
+
+    shapes: those of what train_step() returns. All have both accuracies (fractions) and
+    the seconds of training since its start, without evaluation.
+    """
+    shapes |= {"train_acc": (), "test_acc": (), "wallclock": ()}
+    return {name: np.empty((0, *shape)) for name, shape in shapes.items()}
 
 
 def augment(images, rng):
@@ -365,32 +503,33 @@ def class_accuracies(predictions, labels):
 
 
 def train_epoch(learner, images, labels, args, where):
-    """One pass over the images: the means of learner.columns, and the seconds it took.
+    """One pass over the images: the means of what train_step() returns, and seconds.
 
-    Raises RunError, naming `where`, when a loss is no longer finite.
+    Raises RunError, naming `where`, when one of them is no longer finite.
     """
     start = time.perf_counter()
     order = learner.generators["order"].permutation(len(images))
     starts = range(0, len(images), args.batch_size)
-    total = np.zeros(len(learner.columns))
+    means = {}
     for step, i in enumerate(starts):
         batch = order[i : i + args.batch_size]
         x = images[batch]
         if args.augment:
             x = augment(x, learner.generators["augmentation"])
-        statistics = learner.train_step(x, labels[batch])
-        if not np.isfinite(statistics).all():
-            bad = int(np.argmin(np.isfinite(statistics)))
-            column = learner.columns[bad].replace(" ", " of layer ")
-            flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
-            raise RunError(
-                f"{where}: {column} is {statistics[bad]} at step {step + 1}, with "
-                f"learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
-            )
-        total += len(batch) * statistics
+        for name, value in learner.train_step(x, labels[batch]).items():
+            if not np.isfinite(value).all():
+                at = int(np.argmin(np.isfinite(value)))
+                layer = f" of layer {at}" if np.ndim(value) else ""
+                flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
+                raise RunError(
+                    f"{where}: {name}{layer} is {np.ravel(value)[at]} at step {step + 1}"
+                    f", with learning rate {learner.adam.learning_rate:g}; try a "
+                    f"smaller {flag}"
+                )
+            means[name] = means.get(name, 0) + value * (len(batch) / len(images))
         show_progress(f"{where}, step {step + 1} of {len(starts)}")
     show_progress("")
-    return total / len(images), time.perf_counter() - start
+    return means, time.perf_counter() - start
 
 
 def train(learner, data, args, after_epoch=None, tell=print):
@@ -398,325 +537,468 @@ def train(learner, data, args, after_epoch=None, tell=print):
 
     data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
     images; evaluates on the first args.eval_subset of these and of the test images.
-    learner.history (E, columns) grows by a row an epoch: the means of learner.columns,
-    the training and test accuracies (fractions), and the seconds of training since its
-    start, without evaluation.
+    learner.history grows by a row an epoch, see new_history().
     """
     train_x, train_y, test_x, test_y = data
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
-    n, name = args.eval_subset, learner.name
-    first, began = len(learner.history), time.perf_counter()
+    n, history = args.eval_subset, learner.history
+    first, began = len(history["wallclock"]), time.perf_counter()
     if first < args.n_epochs:
-        columns = [*learner.columns, "train%", "test%", "time s", "ETA s"]
-        tell("   epoch" + "".join(f"{column:>7}" for column in columns))
+        tell(epoch_heading(history))
     for epoch in range(first + 1, args.n_epochs + 1):
-        where = f"{name} epoch {epoch} of {args.n_epochs}"
-        statistics, seconds = train_epoch(learner, train_x, train_y, args, where)
-        train_accuracy = accuracy(learner, train_x[:n], train_y[:n])
-        test_accuracy = accuracy(learner, test_x[:n], test_y[:n])
-        seconds += learner.history[-1, -1] if epoch > 1 else 0.0
-        row = [*statistics, train_accuracy, test_accuracy, seconds]
-        learner.history = np.vstack([learner.history, row])
+        where = f"{learner.name} epoch {epoch} of {args.n_epochs}"
+        row, seconds = train_epoch(learner, train_x, train_y, args, where)
+        row["train_acc"] = accuracy(learner, train_x[:n], train_y[:n])
+        row["test_acc"] = accuracy(learner, test_x[:n], test_y[:n])
+        row["wallclock"] = seconds + (history["wallclock"][-1] if epoch > 1 else 0.0)
+        for name, values in history.items():
+            history[name] = np.concatenate([values, [row[name]]])
         left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
-        tell(
-            f"{name} {epoch:>5}"
-            + "".join(f"{value:7.3f}" for value in statistics)
-            + f"{100 * train_accuracy:7.2f}{100 * test_accuracy:7.2f}"
-            + f"{seconds:7.1f}{left:7.0f}"
-        )
+        tell(epoch_row(learner.name, history) + f"{left:7.0f}")
         if after_epoch:
             after_epoch()
 
 
-# ------------------------------------------------ the locally-connected layer
+# How a history is told: its names in short, and the digits behind the point.
+SHORT = {"loss_per_layer": "loss", "g_pos": "g+", "g_neg": "g-", "loss": "loss"}
 
-# Axes: B images, P passes (one label each: the positive and the negative pass, or the
-# ten labels of a prediction), T x T tiles, K inputs of a tile, N outputs of a tile.
+
+def epoch_columns(history):
+    """The columns of a history, layer by layer: (heading, values by epoch, digits)."""
+    told = {name: np.transpose(history[name]) for name in SHORT if name in history}
+    if "loss" in told:
+        yield "loss", told["loss"], 3
+    else:
+        for i in range(len(told["g_pos"])):
+            for name, values in told.items():
+                yield f"{SHORT[name]} {i}", values[i], 3
+    yield "train%", 100 * history["train_acc"], 2
+    yield "test%", 100 * history["test_acc"], 2
+    yield "time s", history["wallclock"], 1
+
+
+def epoch_heading(history):
+    names = [name for name, _, _ in epoch_columns(history)]
+    return "   epoch" + "".join(f"{name:>7}" for name in [*names, "ETA s"])
+
+
+def epoch_row(learner_name, history):
+    """The last epoch of a history as one line, but for the time that is left."""
+    return f"{learner_name} {len(history['wallclock']):>5}" + "".join(
+        f"{values[-1]:7.{digits}f}" for _, values, digits in epoch_columns(history)
+    )
+
+
+# ------------------------------------------------ the locally-connected layer
+# Axes: T x T tiles, K inputs of a tile, N outputs of a tile, P passes, B images; S = 1
+# where the passes share an input, and P where each has its own. Maps are (H, W, C, S, B),
+# images last, so that gathering a tile's inputs copies long runs.
 #
 # Tiles. Positions are taken 2 x 2 at a time (one at a time where the map's side is
 # odd). A tile reads the union of its fields, (R+1) x (R+1) x C_in inputs, and one
-# matrix product per tile, (T, B, K) @ (T, K, N) -> (T, B, N), computes all its units;
-# weights outside a unit's own field are zero and stay zero. That adds 19 % (layer 0)
-# and 44 % (layer 1) of arithmetic with zeros; in return the products are four times as
-# wide, and 0.30 and 0.36 of the numbers are copied to gather the inputs.
+# matrix product per tile, (T, N, K) @ (T, K, S*B) -> (T, N, S*B), computes all its
+# units; weights outside a unit's own field are zero and stay zero. That adds 19 %
+# (layer 0) and 44 % (layer 1) of arithmetic with zeros; in return the products are four
+# times as large, and 0.30 and 0.36 of the numbers are copied to gather the inputs.
 #
-# What the passes share. The passes of an image differ only in the label block, which
-# reaches only the `corner`, the first tiles of the first rows, in layer 0 and, through
-# the units there, in layer 1. All other tiles see the same input x in each pass, up to
-# a scale: for FF, 1/rms of the pass. So W x is computed once, for the first pass, and
-# pass p takes relu(scale_p (W x) + b); the weight gradient, sum_p scale_p du_p x, is
-# one product of x with that sum. The other passes are computed in the corner only.
-# This is exact, as W (scale_p x) = scale_p (W x).
+# Pieces. A thread works on two rows of tiles at a time, from gathering their inputs to
+# their activity, and in an update again from gathering to Adam, so that what it works
+# on stays in the cache. An activity is not kept, but computed a second time from W x in
+# the update, as that costs less than to write it down and read it again.
 #
-# With top-down weights the label is no part of the image. In layer 0 all passes see the
-# same input, and the corner is empty; above, their inputs differ in every tile, and the
-# corner is the whole map. Each pass adds its label's weights to the biases.
+# What the passes share. W x is computed once for all passes with equal inputs, and pass
+# p takes relu(scale_p (W x) + b + V[label]), where the scale is 1/rms of the pass. The
+# weight gradient, sum_p scale_p du_p x, is one product of x with that sum. This is
+# exact, as W (scale_p x) = scale_p (W x). With a label block the inputs are equal, up
+# to that scale, but for a corner, the first tiles of the first rows, in layer 0 and,
+# through the units there, in layer 1: the corner is computed for each pass, and all
+# else once.
 
-ROWS_AT_ONCE = 2  # rows of tiles that a thread works on: long calls, yet cached data
+ROWS_AT_ONCE = 2  # rows of tiles in a piece: long calls, yet cached data
 
 
-class LocallyConnected:
-    """relu(W x + b) with weights of its own at every position; stride 1, no padding.
+class Maps:
+    """What a connection reads in all the passes of a batch.
+
+    maps (H, W, C, S, B): S = 1 where the passes share them, else P
+    corner (rows, columns, C, P, B): what each pass has there, top left, instead; or None
+    scale (P, B): a factor for each pass; or None
+    """
+
+    def __init__(self, maps, corner=None, scale=None):
+        self.maps, self.corner, self.scale = maps, corner, scale
+
+    def put(self, layer, h, rows):
+        """Write a piece h (t, T, N, P, B) of the layer below where it belongs."""
+        layer.put(h[:, :, :, : self.maps.shape[3]], rows, self.maps)
+        if self.corner is not None:
+            layer.put(h, rows, self.corner)
+
+
+class Connection:
+    """W x: the weights between two maps, its own at every position; stride 1.
 
     in_side, in_depth: an input is (in_side, in_side, in_depth)
     field: side R of the receptive fields; the output's side is in_side - R + 1
     channels: units at each position, which all see the same field
-    differs: rows and columns of the input, from the top left, where passes differ
-    top_down: every unit has a weight V for each label, added to its W x + b
+    differs: rows and columns of the input, from the top left, where passes differ;
+        None: everywhere
     """
 
-    def __init__(
-        self, rng, in_side, in_depth, field, channels, differs=(0, 0), top_down=False
-    ):
+    def __init__(self, rng, in_side, in_depth, field, channels, differs=(0, 0)):
         self.in_side, self.in_depth = in_side, in_depth
         self.field, self.channels = field, channels
         self.side = in_side - field + 1
         self.tile = 2 - self.side % 2  # positions in a tile, each way
         self.tiles = self.side // self.tile  # tiles in the map, each way
         self.window = field + self.tile - 1  # side of a tile's input
-        self.corner = [-(-min(d, self.side) // self.tile) for d in differs]
-        # Rows and columns of the input that the corner reads.
+        self.shared = differs is not None
+        # Tiles of the corner, and rows and columns of the input that they read.
+        self.corner = [
+            math.ceil(min(d, self.side) / self.tile) for d in differs or (0, 0)
+        ]
         self.sees = [(c - 1) * self.tile + self.window if c else 0 for c in self.corner]
 
         self.buffers = {}
-        tiles = self.tiles, self.tiles
         K, N = self.window**2 * in_depth, self.tile**2 * channels
-        self.W = Parameter(np.zeros((*tiles, K, N), np.float32), decays=True)
-        self.b = Parameter(np.zeros((*tiles, N), np.float32))
-        self.V = None
-        if top_down:
-            self.V = Parameter(np.zeros((*tiles, N_CLASSES, N), np.float32))
-        # Infinite second moments outside the fields: there Adam's steps are zero.
-        self.W.v[:] = np.inf
-        for _, v in self.fields(self.W.v):
-            v[:] = 0
-        for at, W in self.fields(self.W.value):  # He-normal
-            W[:] = rng.standard_normal(W.shape, np.float32)
-            W *= math.sqrt(2 / (field**2 * in_depth))
-
-    # From maps to tiles and back.
+        weights = np.zeros((self.tiles, self.tiles, K, N), np.float32)
+        inside = np.zeros(weights.shape, bool)
+        for _, part in self.fields(inside):
+            part[:] = True
+        for _, part in self.fields(weights):  # He-normal
+            part[:] = rng.standard_normal(part.shape, np.float32)
+            part *= math.sqrt(2 / (field**2 * in_depth))
+        self.W = Parameter(weights, decays=True, learned=inside)
 
     def fields(self, W):
-        """For each position in a tile: where it is in a map, and its part of W."""
+        """For each position in a tile: where it is in a map, and its part of W.
+
+        A part is (T, T, R, R, C_in, channels), by row, column and channel of the field;
+        in a tile the columns come first, see gather().
+        """
         t, w, r = self.tile, self.window, self.field
         shape = *W.shape[:2], w, w, self.in_depth, t, t, self.channels
         for i, j in np.ndindex(t, t):
-            at = np.s_[i::t, j::t]
-            yield at, W.reshape(shape)[:, :, i : i + r, j : j + r, :, i, j]
-
-    def tiled(self, maps):
-        """View of maps (..., T1*tile, T2*tile, C) as (T1, T2, ..., tile, tile, C)."""
-        *others, rows, columns, channels = maps.shape
-        t = self.tile
-        tiles = maps.reshape(*others, rows // t, t, columns // t, t, channels)
-        return np.moveaxis(tiles, (-5, -3), (0, 1))
-
-    def parameters(self):
-        return [self.W, self.b, self.V] if self.V else [self.W, self.b]
+            part = W.reshape(shape)[:, :, j : j + r, i : i + r, :, i, j]
+            yield np.s_[i::t, j::t], part.swapaxes(2, 3)
 
     def get_weights(self):
-        """W (side, side, R*R*C_in, channels), K in order row, column, channel; b (side,
-        side, channels); and, with top-down weights, V (N_CLASSES, side, side, channels)
-        """
+        """(side, side, R*R*C_in, channels), K in order row, column, channel."""
         K = self.field**2 * self.in_depth
         W = np.empty((self.side, self.side, K, self.channels), np.float32)
-        for at, field in self.fields(self.W.value):
-            W[at] = field.reshape(W[at].shape)
-        return W, *(self.maps(None, p.value) for p in self.parameters()[1:])
+        for at, part in self.fields(self.W.value):
+            W[at] = part.reshape(W[at].shape)
+        return W
 
-    def set_weights(self, W, *others):
-        """Take over weights of the shapes of get_weights()."""
-        for at, field in self.fields(self.W.value):
-            field[:] = W[at].reshape(field.shape)
-        for parameter, maps in zip(self.parameters()[1:], others, strict=True):
-            parameter.value[:] = self.tiled(maps).reshape(parameter.value.shape)
+    def set_weights(self, W):
+        for at, part in self.fields(self.W.value):
+            part[:] = W[at].reshape(part.shape)
 
-    def n_parameters(self):
-        fan_in = self.field**2 * self.in_depth
-        labels = N_CLASSES if self.V else 0
-        return self.side**2 * self.channels * (fan_in + 1 + labels)
+    def read(self, inputs):
+        """Take `inputs`, Maps, as what multiply() and weight_gradient() work on."""
+        T, _, _, N = self.W.value.shape
+        self.maps, self.scale = inputs.maps, inputs.scale
+        self.Wx = reuse(self.buffers, "Wx", T, T, N, *self.maps.shape[3:])
+        self.corner_maps = None
+        if inputs.corner is not None:
+            rows, columns = self.sees
+            self.corner_maps = inputs.corner[:rows, :columns]
+            shape = *self.corner, N, *self.corner_maps.shape[3:]
+            self.corner_Wx = reuse(self.buffers, "corner", *shape)
 
-    def maps(self, name, h):
-        """Tiles (T1, T2, ..., N) as maps (..., T1*tile, T2*tile, C).
+    def pick(self, passes):
+        """Go on with those of the passes, (P', B), of each image."""
+        picked = ..., passes, np.arange(passes.shape[1])
+        if self.scale is not None:
+            self.scale = self.scale[picked]
+        if self.maps.shape[3] > 1:
+            self.maps, self.Wx = self.maps[picked], self.Wx[picked]
+        if self.corner_maps is not None:
+            self.corner_maps = self.corner_maps[picked]
+            self.corner_Wx = self.corner_Wx[picked]
 
-        The array is the layer's buffer of that name, or, without a name, a new one.
+    def gather(self, maps, rows):
+        """The inputs of the tiles in these rows: (H, W, C, S, B) -> (t, T, K, S*B).
+
+        A strip of the maps is copied for each row of tiles, columns first. In it the
+        inputs of a tile are one run, and tiles share what both see: the result is a view.
         """
-        sides = [n * self.tile for n in h.shape[:2]]
-        shape = *h.shape[2:-1], *sides, self.channels
-        maps = self.buffer(name, *shape) if name else np.empty(shape, h.dtype)
-        tiled = self.tiled(maps)
-        tiled[:] = h.reshape(tiled.shape)
-        return maps
+        (_, columns, depth, S, B), w = maps.shape, self.window
+        strips = scratch("strips", rows.stop - rows.start, columns, w, depth, S * B)
+        for strip, row in zip(strips, range(rows.start, rows.stop)):
+            seen = maps[self.tile * row : self.tile * row + w]
+            strip.reshape(columns, w, depth, S, B)[:] = seen.swapaxes(0, 1)
+        T, K = (columns - w) // self.tile + 1, w * w * depth
+        strides = strips.strides[0], self.tile * strips.strides[1], *strips.strides[3:]
+        return as_strided(strips, (len(strips), T, K, S * B), strides)
 
-    # Computation.
+    def in_corner(self, rows):
+        """How many of a row's tiles are in the corner; a piece is in its rows or not."""
+        inside = self.corner_maps is not None and rows.start < self.corner[0]
+        return self.corner[1] if inside else 0
 
-    def buffer(self, name, *shape):
-        """A float32 array that stays with the layer; see scratch()."""
-        if (name, shape) not in self.buffers:
-            self.buffers[name, shape] = np.empty(shape, np.float32)
-        return self.buffers[name, shape]
+    def multiply(self, rows):
+        """Compute W x of these rows of tiles, for all passes."""
+        c, W = self.in_corner(rows), self.W.value[rows].swapaxes(2, 3)
+        x = self.gather(self.maps, rows)
+        np.matmul(W[:, c:], x[:, c:], out=flat(self.Wx[rows, c:]))
+        if c:
+            x = self.gather(self.corner_maps, rows)
+            np.matmul(W[:, :c], x, out=flat(self.corner_Wx[rows]))
 
-    def in_rows(self, work):
-        """Call work(rows) for slices that cover the rows of tiles, in all threads."""
-        starts = range(0, self.tiles, ROWS_AT_ONCE)
-        spans = [slice(start, start + ROWS_AT_ONCE) for start in starts]
-        parallel(lambda i: work(spans[i]), len(spans))
+    def product(self, rows):
+        """W x of these rows of tiles: (t, T, N, P, B), or S for P where it is shared."""
+        product = self.Wx[rows]
+        if c := self.in_corner(rows):
+            shape = *product.shape[:3], *self.corner_Wx.shape[3:]
+            whole = scratch("product", *shape)
+            whole[:, :c], whole[:, c:] = self.corner_Wx[rows], product[:, c:]
+            product = whole
+        if self.scale is not None:
+            shape = *product.shape[:3], *self.scale.shape
+            product = np.multiply(product, self.scale, out=scratch("product", *shape))
+        return product
 
-    def gather(self, maps):
-        """View of the tiles' inputs: (..., H, W, C) -> (T, T, ..., R', R', C)."""
-        windows = sliding_window_view(maps, (self.window, self.window), (-3, -2))
-        windows = windows[..., :: self.tile, :: self.tile, :, :, :]
-        return np.moveaxis(windows, (-5, -4, -3), (0, 1, -1))
+    def weight_gradient(self, rows, du):
+        """The gradient of W[rows] (t, T, K, N), in scratch.
 
-    def forward(self, x, labels=None, others=None, scale=None):
-        """The activity of all passes in tiles, (T, T, P, B, N).
-
-        x (B, in_side, in_side, in_depth): the input of the first pass
-        labels (P, B) or (P, 1): the label of each pass; None: one, without a label
-        others (P-1, B, *self.sees, in_depth): that of the others, in the corner
-        scale (P, B): a factor for each pass's inputs
-        The array is written over by the next call; the inputs are kept for backward().
+        du (t, T, N, P, B): the derivative by the pre-activation; it is written over
         """
-        W, b = self.W.value, self.b.value
-        P, B, K = 1 if labels is None else len(labels), len(x), W.shape[2]
-        r, c = self.corner
-        windows = self.gather(x)
-        self.x = self.buffer("x", *W.shape[:2], B, K)
-        self.scale, self.labels = scale, labels
-        if P > 1 and r:
-            corner_windows = self.gather(others)
-            self.others = self.buffer("others", r, c, (P - 1) * B, K)
-        h = self.buffer("h", *W.shape[:2], P, B, b.shape[2])
-
-        def work(rows):
-            x, u = self.x[rows], h[rows]
-            x.reshape(windows[rows].shape)[:] = windows[rows]
-            np.matmul(x, W[rows], out=u[:, :, 0])
-            u[:, :, 1:] = u[:, :, :1]
-            if P > 1 and rows.start < r:
-                y = self.others[rows]
-                y.reshape(corner_windows[rows].shape)[:] = corner_windows[rows]
-                own = u[: len(y), :c, 1:].reshape(*y.shape[:3], -1)  # a view
-                np.matmul(y, W[rows][: len(y), :c], out=own)
-            if scale is not None:
-                u *= scale[:, :, None]
-            if self.V:
-                biases = b[rows, :, None] + self.V.value[rows]
-                u += np.take(biases, labels, axis=2)
-            else:
-                u += b[rows, :, None, None]
-            np.maximum(u, 0, out=u)
-
-        self.in_rows(work)
-        return h
-
-    def weight_gradient(self, du, rows):
-        """The gradient of W[rows] (t, T, K, N), from du of these rows (t, T, P, B, N).
-
-        du is written over, and so is the gradient at this thread's next call.
-        """
-        gradient = scratch("gradient", *self.W.value[rows].shape)
-        P = du.shape[2]
-        r, c = self.corner if P > 1 and rows.start < self.corner[0] else (0, 0)
-        if r:
-            y = self.others[rows]
-            r = len(y)
-            own = du[:r, :c, 1:].reshape(r, c, y.shape[2], -1)
-            corner = y.swapaxes(2, 3) @ own
-            du[:r, :c, 1:] = 0
-        total = du[:, :, 0] if P == 1 else du.sum(axis=2)
-        np.matmul(self.x[rows].swapaxes(2, 3), total, out=gradient)
-        if r:
-            gradient[:r, :c] += corner
+        if self.scale is not None:
+            du *= self.scale
+        c, gradient = (
+            self.in_corner(rows),
+            scratch("gradient", *self.W.value[rows].shape),
+        )
+        if c:
+            own = transposed(du[:, :c])
+            np.matmul(self.gather(self.corner_maps, rows), own, out=gradient[:, :c])
+        shared = du[:, c:]
+        if self.Wx.shape[3] < du.shape[3]:
+            shared = shared.sum(axis=3)
+        x = self.gather(self.maps, rows)
+        np.matmul(x[:, c:], transposed(shared), out=gradient[:, c:])
         return gradient
 
-    def backward(self, du, adam, factor=None, input_gradient=False):
-        """An Adam step of W and b, for the inputs of the last forward().
-
-        du (T, T, P, B, N), times factor (P, B) if given: the derivative of the loss by
-        the pre-activation. Returns the derivative by x where it is asked for (P = 1).
-        """
-        T, _, P, B, N = du.shape
-        as_it_is = P == 1 and factor is None and self.scale is None
-        factor = np.ones((P, B), np.float32) if factor is None else factor
-        scaled = factor if self.scale is None else factor * self.scale
-        # The gradient of V[label] sums over that label's samples, that of b over all.
-        samples = factor.reshape(1, -1)
-        if self.V:
-            one_hot = np.eye(N_CLASSES, dtype=np.float32)[:, self.labels.ravel()]
-            samples = samples * one_hot
-        if input_gradient:
-            strip = self.window, self.in_side, self.in_depth, B
-            strips = self.buffer("strips", T, *strip)
-
-        def work(rows):
-            d = du[rows]
-            per_label = samples @ d.reshape(*d.shape[:2], P * B, N)
-            if not as_it_is:
-                d = np.multiply(d, scaled[:, :, None], out=scratch("d", *d.shape))
-            gradient = self.weight_gradient(d, rows)
-            if input_gradient:
-                self.input_gradient(d[:, :, 0], rows, strips[rows])
-            adam.update(self.W, gradient, rows)
-            adam.update(self.b, per_label.sum(axis=2), rows)
-            if self.V:
-                adam.update(self.V, per_label, rows)
-
-        self.in_rows(work)
-        if not input_gradient:
-            return None
-        t, w = self.tile, self.window
-        dx = np.zeros((self.in_side, *strips.shape[2:]), np.float32)
-        for i, strip in enumerate(strips):
-            dx[t * i : t * i + w] += strip
-        return np.moveaxis(dx, 3, 0)
-
     def input_gradient(self, du, rows, strips):
-        """Sum W du, du (t, T, B, N), over each row of tiles in its strip of the input."""
+        """Sum W du over each row of tiles in its strip of the input, see gather().
+
+        du (t, T, N, 1, B), strips (t, in_side, R', C_in, B)
+        """
         t, w = self.tile, self.window
         W = self.W.value[rows]
-        dx = scratch("dx", *W.shape[:3], du.shape[2])
-        np.matmul(W, du.swapaxes(2, 3), out=dx)
+        dx = scratch("dx", *W.shape[:3], du.shape[4])
+        np.matmul(W, flat(du), out=dx)
         dx = dx.reshape(*W.shape[:2], w, w, self.in_depth, -1)
         strips[:] = 0
         for j in range(W.shape[1]):
-            strips[:, :, t * j : t * j + w] += dx[:, j]
+            strips[:, t * j : t * j + w] += dx[:, j]
 
 
-def make_layers(rng, n_layers, channels, label_input=None):
-    """The stack; label_input: "corner", "everywhere", or None for a single pass."""
-    layers, side, depth = [], SIDE, DEPTH
-    for i, field in enumerate(RECEPTIVE_FIELDS[:n_layers]):
-        if label_input is None or (label_input == "everywhere" and i == 0):
-            differs = 0, 0
-        elif label_input == "corner" and i < 2:
-            # Fields of units beyond the block's rows and columns miss it, and these
-            # units are again those that the fields of layer 1 miss.
-            differs = LABEL_ROWS, LABEL_LEN
-        else:  # each pass had a scale and bias of its own
-            differs = side, side
-        top_down = label_input == "everywhere"
-        layer = LocallyConnected(rng, side, depth, field, channels, differs, top_down)
-        layers.append(layer)
-        side, depth = layer.side, channels
-    return layers
+def flat(x):
+    """View (t, T, N, ..., B) as (t, T, N, ...*B)."""
+    return x.reshape(*x.shape[:3], math.prod(x.shape[3:]))
 
 
-def new_history(columns):
-    """What train() adds a row an epoch to: the columns, both accuracies, seconds."""
-    return np.empty((0, len(columns) + 3))
+def transposed(du):
+    """(t, T, N, ..., B) as (t, T, ...*B, N), in scratch: products like it that way."""
+    du = flat(du).swapaxes(2, 3)
+    copy = scratch("transposed", *du.shape)
+    copy[:] = du
+    return copy
+
+
+class Layer:
+    """relu(W x + b + V[label]), with W x the sum of its connections.
+
+    label_weights: every unit has a weight V for each label; else there is no V
+    """
+
+    def __init__(self, connections, label_weights=False):
+        self.connections = connections
+        first = connections[0]
+        self.in_side, self.in_depth = first.in_side, first.in_depth
+        self.field, self.channels = first.field, first.channels
+        self.side, self.tile, self.tiles = first.side, first.tile, first.tiles
+        self.shape = self.side, self.side, self.channels
+        self.n_units = math.prod(self.shape)
+        self.buffers = {}
+        T, _, _, N = first.W.value.shape
+        self.b = Parameter(np.zeros((T, T, N), np.float32))
+        self.V = None
+        if label_weights:
+            self.V = Parameter(np.zeros((T, T, N, N_CLASSES), np.float32))
+
+    def parameters(self):
+        others = [self.b, self.V] if self.V else [self.b]
+        return [*(connection.W for connection in self.connections), *others]
+
+    def get_weights(self):
+        """W, see Connection, b (side, side, channels) and, if there is one, V
+        (N_CLASSES, side, side, channels), by these names."""
+        weights = {"W": self.connections[0].get_weights(), "b": self.maps(self.b.value)}
+        if self.V:
+            weights["V"] = np.moveaxis(self.maps(self.V.value), -1, 0)
+        return weights
+
+    def set_weights(self, W, b, V=None):
+        """Take over weights of the shapes of get_weights()."""
+        self.connections[0].set_weights(W)
+        self.b.value[:] = self.tiled(b).reshape(self.b.value.shape)
+        if self.V:
+            V = self.tiled(np.moveaxis(V, 0, -1))
+            self.V.value[:] = V.reshape(self.V.value.shape)
+
+    def n_parameters(self):
+        return sum(weights.size for weights in self.get_weights().values())
+
+    # Maps and their tiles.
+
+    def tiled(self, maps):
+        """View of maps (T1*tile, T2*tile, C, ...) as (T1, T2, tile, tile, C, ...)."""
+        (rows, columns, *others), t = maps.shape, self.tile
+        return maps.reshape(rows // t, t, columns // t, t, *others).swapaxes(1, 2)
+
+    def maps(self, tiles):
+        """Tiles (T, T, N, ...) as new maps (side, side, C, ...)."""
+        maps = np.empty((*self.shape, *tiles.shape[3:]), tiles.dtype)
+        into = self.tiled(maps)
+        into[:] = tiles.reshape(into.shape)
+        return maps
+
+    def put(self, h, rows, maps):
+        """Write a piece h (t, T, N, S, B) into its rows of tiles of maps (H, W, C, P, B),
+        or into as many tiles of them as there are."""
+        tiles = self.tiled(maps)[rows]
+        t, T = tiles.shape[:2]
+        tiles[:] = h[:t, :T].reshape(t, T, *tiles.shape[2:5], *h.shape[3:])
+
+    def new_inputs(self, below, P, B):
+        """Maps to be filled with the activity of the layer below in P passes."""
+        first = self.connections[0]
+        S = 1 if first.shared else P
+        maps = reuse(self.buffers, "maps", *below.shape, S, B)
+        if not first.shared:
+            return Maps(maps)
+        # Whole tiles of the layer below, though the last may be seen in part.
+        sides = [math.ceil(side / below.tile) * below.tile for side in first.sees]
+        corner = reuse(self.buffers, "corner", *sides, below.channels, P, B)
+        return Maps(maps, corner)
+
+    # Computation.
+
+    def in_pieces(self, work):
+        """Call work(rows) for slices that cover the rows of tiles, in all threads."""
+        first = max(1, self.connections[0].corner[0])
+        starts = [0, *range(first, self.tiles, ROWS_AT_ONCE), self.tiles]
+        spans = [slice(*ends) for ends in itertools.pairwise(starts)]
+        parallel(lambda i: work(spans[i]), len(spans))
+
+    def forward(self, inputs, labels, see):
+        """Compute the activity of all passes and show it to see(h, rows) in pieces.
+
+        inputs: the Maps of each connection
+        labels (P, B) or (P, 1): the label of each pass; None: one, without a label
+        h (t, T, N, P, B): the activity of these rows of tiles, in scratch
+        """
+        self.labels = labels
+        for connection, maps in zip(self.connections, inputs, strict=True):
+            connection.read(maps)
+
+        def work(rows):
+            for connection in self.connections:
+                connection.multiply(rows)
+            see(self.activity(rows), rows)
+
+        self.in_pieces(work)
+
+    def activity(self, rows):
+        """A piece of the last forward()'s activity: (t, T, N, P, B), in scratch.
+
+        Where it is the same in all passes, (t, T, N, 1, B).
+        """
+        first, *others = (connection.product(rows) for connection in self.connections)
+        bias = self.b.value[rows, :, :, None, None]
+        if self.V:
+            # (P, 1) where a pass has one label for all, else one for each image.
+            bias = bias + self.V.value[rows][..., self.labels]
+        shape = np.broadcast_shapes(first.shape, bias.shape)
+        h = np.add(first, bias, out=scratch("h", *shape))
+        for other in others:
+            h += other
+        return np.maximum(h, 0, out=h)
+
+    def pick(self, passes):
+        """Go on, of the last forward()'s passes, with those (P', B) of each image.
+
+        That forward had one label for all images in each pass.
+        """
+        self.labels = self.labels[passes, 0]
+        for connection in self.connections:
+            connection.pick(passes)
+
+    def update(self, adam, du):
+        """An Adam step, on the inputs of the last forward().
+
+        du(rows): the derivative of the loss by the pre-activation of these rows of tiles,
+        (t, T, N, P, B). It may be in scratch, and is written over.
+        """
+
+        def work(rows):
+            d = du(rows)
+            bias = self.bias_gradient(d)
+            for connection in self.connections:
+                gradient = connection.weight_gradient(rows, d)
+                adam.update(connection.W, gradient, rows)
+            adam.update(self.b, bias.sum(axis=3), rows)
+            if self.V:
+                adam.update(self.V, bias, rows)
+
+        self.in_pieces(work)
+
+    def bias_gradient(self, du):
+        """du (t, T, N, P, B), summed for each label: (t, T, N, N_CLASSES), or 1."""
+        t, T, N, P, B = du.shape
+        if self.V is None:
+            return flat(du) @ np.ones((P * B, 1), np.float32)
+        if self.labels.shape[1] > 1:
+            return flat(du) @ np.eye(N_CLASSES, dtype=np.float32)[self.labels.ravel()]
+        by_label = np.zeros((t, T, N, N_CLASSES), np.float32)
+        sums = du.reshape(t, T, N * P, B) @ np.ones((B, 1), np.float32)
+        by_label[..., self.labels[:, 0]] = sums.reshape(t, T, N, P)
+        return by_label
+
+    def input_gradient(self, du):
+        """The derivative by the input, (H, W, C, 1, B), of a single pass; see update()."""
+        (connection,) = self.connections
+        side, depth, B = self.in_side, self.in_depth, connection.maps.shape[4]
+        t, w = self.tile, connection.window
+        strips = reuse(self.buffers, "strips", self.tiles, side, w, depth, B)
+        self.in_pieces(
+            lambda rows: connection.input_gradient(du(rows), rows, strips[rows])
+        )
+        dx = np.zeros((side, side, depth, B), np.float32)
+        for i, strip in enumerate(strips):
+            dx[t * i : t * i + w] += strip.swapaxes(0, 1)
+        return dx[:, :, :, None]
 
 
 # ----------------------------------------------------------------------- Adam
 
 
 class Parameter:
-    """An array that is learned, and the two moments that Adam keeps of its gradient."""
+    """An array that is learned, and the two moments that Adam keeps of its gradient.
 
-    def __init__(self, value, decays=False):
+    decays: whether weight decay takes from it
+    learned: where it is learned, bool; elsewhere Adam's steps are zero, as the second
+        moment is infinite there
+    """
+
+    def __init__(self, value, decays=False, learned=None):
         self.value, self.decays = value, decays
-        self.m = np.zeros_like(value)
-        self.v = np.zeros_like(value)
+        self.m, self.v = np.zeros((2, *value.shape), np.float32)
+        if learned is not None:
+            self.v[~learned] = np.inf
 
 
 class Adam:
@@ -806,18 +1088,22 @@ def parallel(work, count):
         other.result()
 
 
-_scratch = threading.local()
-
-
-def scratch(name, *shape):
-    """A float32 array of this thread for passing use, the same at every call.
+def reuse(memo, name, *shape):
+    """A float32 array for passing use, the same at every call with this memo (a dict).
 
     Fresh memory costs more in page faults than the arithmetic that fills it.
     """
-    arrays = _scratch.__dict__
-    if (name, shape) not in arrays:
-        arrays[name, shape] = np.empty(shape, np.float32)
-    return arrays[name, shape]
+    if (name, shape) not in memo:
+        memo[name, shape] = np.empty(shape, np.float32)
+    return memo[name, shape]
+
+
+_local = threading.local()
+
+
+def scratch(name, *shape):
+    """reuse() for each thread by itself."""
+    return reuse(_local.__dict__, name, *shape)
 
 
 # ----------------------------------------------------------------------- data
@@ -1131,13 +1417,35 @@ def load_npz(path, what):
 
 
 def live_arrays(learners):
-    """All arrays that training changes, by name."""
+    """All arrays that training changes in place, by name."""
     return {
         f"{learner.name}_{i}_{part}": getattr(parameter, part)
         for learner in learners
         for i, parameter in enumerate(learner.parameters())
         for part in ("value", "m", "v")
     }
+
+
+def histories(learners):
+    """The histories, (E,) or (L, E) each, by their names in model.npz."""
+    return {
+        f"{learner.name.lower()}_{name}": np.ascontiguousarray(values.T)
+        for learner in learners
+        for name, values in learner.history.items()
+    }
+
+
+def set_epochs(learner, epochs):
+    """Give the history the shape it has after so many epochs, all zeros."""
+    for name, values in learner.history.items():
+        learner.history[name] = np.zeros((epochs, *values.shape[1:]))
+
+
+def set_histories(learners, arrays):
+    """Take over what histories() gave."""
+    for learner in learners:
+        for name in learner.history:
+            learner.history[name] = arrays[f"{learner.name.lower()}_{name}"].T
 
 
 def save_checkpoint(path, args, learners):
@@ -1150,8 +1458,11 @@ def save_checkpoint(path, args, learners):
             for learner in learners
         ],
     }
-    arrays = {"state": json.dumps(state), **live_arrays(learners)}
-    arrays |= {f"{one.name}_history": one.history for one in learners}
+    arrays = {
+        "state": json.dumps(state),
+        **live_arrays(learners),
+        **histories(learners),
+    }
     save_npz(path, arrays)
 
 
@@ -1169,15 +1480,14 @@ def load_checkpoint(path, args, learners):
                     "arguments, or another --checkpoint"
                 )
         live = live_arrays(learners)
-        expected = {"state": "", **live}
         for learner in learners:
-            name = f"{learner.name}_history"
-            expected[name] = np.empty((len(arrays[name]), learner.history.shape[1]))
-        check_like(arrays, expected)
+            epochs = len(arrays[f"{learner.name.lower()}_wallclock"])
+            set_epochs(learner, epochs)
+        check_like(arrays, {"state": "", **live, **histories(learners)})
         for name, array in live.items():
             array[...] = arrays[name]
+        set_histories(learners, arrays)
         for learner, steps in zip(learners, state["steps"], strict=True):
-            learner.history = arrays[f"{learner.name}_history"]
             learner.adam.steps = int(steps)
         for learner, states in zip(learners, state["generators"], strict=True):
             for name, generator in learner.generators.items():
@@ -1192,35 +1502,25 @@ def load_checkpoint(path, args, learners):
 
 
 def model_arrays(args, learners, full_test):
-    """The arrays of model.npz: the README lists them."""
+    """The arrays of model.npz: the README lists them.
+
+    full_test: accuracies on all test images, {learner.name: fraction}
+    """
     layers = learners[0].layers
     arguments = {name: getattr(args, name) for name in TRAINING_ARGUMENTS}
-    halfway = args.threshold == "halfway"
+    theta = args.threshold if isinstance(args.threshold, float) else math.nan
     arrays = {
         "layer_specs": np.int32([(layer.field, layer.channels) for layer in layers]),
-        "threshold": np.float64(math.nan if halfway else args.threshold),
+        "threshold": np.float64(theta),
         "seed": np.int64(args.seed),
         "config": json.dumps({"arguments": arguments, "versions": versions()}),
+        **histories(learners),
     }
     for learner in learners:
-        prefix, history = learner.name.lower(), learner.history
-        for i, layer in enumerate(learner.layers):
-            for name, weights in zip("WbV", layer.get_weights(), strict=False):
-                arrays[f"{prefix}_layer{i}_{name}"] = weights
-        *statistics, train_accuracy, test_accuracy, seconds = history.T
-        if prefix == "ff":
-            statistics = np.reshape(statistics, (len(layers), 3, len(history)))
-            for k, name in enumerate(("loss_per_layer", "g_pos", "g_neg")):
-                arrays[f"ff_{name}"] = statistics[:, k]
-        else:
-            arrays["bp_W_out"] = learner.W_out.value
-            arrays["bp_b_out"] = learner.b_out.value
-            arrays["bp_loss"] = statistics[0]
-        arrays[f"{prefix}_train_acc"] = train_accuracy
-        arrays[f"{prefix}_test_acc"] = test_accuracy
-        arrays[f"{prefix}_wallclock"] = seconds
+        arrays |= learner.weights()
         if learner.name in full_test:
-            arrays[f"{prefix}_full_test_acc"] = np.float64(full_test[learner.name])
+            name = f"{learner.name.lower()}_full_test_acc"
+            arrays[name] = np.float64(full_test[learner.name])
     return arrays
 
 
@@ -1239,9 +1539,8 @@ def load_model(path):
         if len(specs) != args.n_layers or not specs or saved != specs:
             raise ValueError("layer_specs and config differ")
         learners = make_learners(args)
-        epochs = len(arrays["ff_wallclock"])
         for learner in learners:
-            learner.history = np.zeros((epochs, learner.history.shape[1]))
+            set_epochs(learner, len(arrays["ff_wallclock"]))
         full_test = {
             learner.name: 0.0
             for learner in learners
@@ -1254,16 +1553,11 @@ def load_model(path):
                 raise ValueError(f"{name} and config differ")
         for name, array in arrays.items():
             sound = array.dtype.kind != "f" or np.isfinite(array).all()
-            if not sound and (name, args.threshold) != ("threshold", "halfway"):
+            if not sound and (name != "threshold" or isinstance(args.threshold, float)):
                 raise ValueError(f"{name} is not finite")
+        set_histories(learners, arrays)
         for learner in learners:
-            prefix = learner.name.lower()
-            for i, layer in enumerate(learner.layers):
-                names = "WbV" if layer.V else "Wb"
-                layer.set_weights(*(arrays[f"{prefix}_layer{i}_{n}"] for n in names))
-            if prefix == "bp":
-                learner.W_out.value[...] = arrays["bp_W_out"]
-                learner.b_out.value[...] = arrays["bp_b_out"]
+            learner.set_weights(arrays)
     except Exception as error:  # config may hold anything
         reason = f"{type(error).__name__} {error}"
         raise RunError(
@@ -1298,11 +1592,12 @@ def say(line):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
-    def __init__(self, description, example):
+    def __init__(self, description=None, example=None, **options):
         super().__init__(
             description=description,
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
         )
 
     def error(self, message):
@@ -1366,6 +1661,14 @@ def add_data_flags(parser):
     return group
 
 
+def add_recipe_flag(group):
+    help = (
+        "defaults of all other flags: the first experiment, or the best setting known"
+    )
+    help += " (default: headline)"
+    group.add_argument("--recipe", choices=RECIPES, default="headline", help=help)
+
+
 def add_training_flags(parser):
     """The flags of a training run, for this script and for visualize."""
     subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
@@ -1386,6 +1689,7 @@ def add_training_flags(parser):
     help = "evaluate after each epoch on the first N training and N test images"
     add("--eval-subset", 1000, evaluated, help)
     group = parser.add_argument_group("model and training")
+    add_recipe_flag(group)
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
@@ -1400,11 +1704,12 @@ def add_training_flags(parser):
     group = parser.add_argument_group("Forward-Forward")
     help = "where the label enters: a block of the image, or top-down into all units"
     choose("--label-input", "corner", "everywhere", help)
-    help = "the wrong label: any, that of highest goodness, or by softmax of goodness"
-    choose("--negatives", "uniform", "hardest", "sampled", help)
-    help = "theta, a goodness; or halfway: between the two passes of each image"
-    add("--threshold", 2.0, threshold, help, "N|halfway")
-    help = "unit of goodness, in the loss and in the softmax of --negatives sampled"
+    help = "wrong labels: any one, one by softmax of goodness, or all nine"
+    choose("--negatives", "uniform", "sampled", "all", help)
+    help = "theta, a goodness; or halfway: between the two passes of each image; not "
+    help += f"with --negatives all (default: {THRESHOLD})"
+    group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
+    help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)
     group = parser.add_argument_group("backprop")
     help = "train the same stack with backprop too"
@@ -1415,24 +1720,37 @@ def add_training_flags(parser):
 
 def parse(parser):
     """The arguments of a parser with the training flags; they must fit together."""
+    recipe = Parser(add_help=False)
+    add_recipe_flag(recipe)
+    defaults = RECIPES[recipe.parse_known_args()[0].recipe]
+    parser.set_defaults(**defaults)
     args = parser.parse_args()
-    if args.bp_lr and not args.bp_baseline:
+    if args.bp_lr != defaults.get("bp_lr") and not args.bp_baseline:
         parser.error("--bp-lr needs --bp-baseline")
+    if args.negatives == "all" and args.threshold is not None:
+        parser.error("--threshold has no meaning with --negatives all: leave it away")
+    return with_threshold(args)
+
+
+def with_threshold(args):
+    """The arguments with THRESHOLD where one is needed and none was given."""
+    if args.threshold is None and args.negatives != "all":
+        args.threshold = THRESHOLD
     return args
 
 
-def training_arguments(**changes):
-    """The training flags' defaults with `changes`, for use without a command line."""
-    parser = Parser("", "")
+def training_arguments(recipe="headline", **changes):
+    """The flags' values of a recipe with `changes`, for use without a command line."""
+    parser = Parser()
     add_training_flags(parser)
     args = parser.parse_args([])
-    vars(args).update(changes)
-    return args
+    vars(args).update(RECIPES[recipe] | changes, recipe=recipe)
+    return with_threshold(args)
 
 
 # The arguments that decide a training run: what a checkpoint has to agree on.
 TRAINING_ARGUMENTS = tuple(
-    name for name in vars(training_arguments()) if name != "cache_dir"
+    name for name in vars(training_arguments()) if name not in ("cache_dir", "recipe")
 )
 
 
@@ -1500,7 +1818,9 @@ def run(args, data, tell, full_test=False, checkpoint=None):
     tell(f"{'':10}{'test %':>9}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
     accuracies = {}
     for learner in learners:
-        *_, train_accuracy, test_accuracy, seconds = learner.history[-1]
+        train_accuracy, test_accuracy, seconds = (
+            learner.history[name][-1] for name in ("train_acc", "test_acc", "wallclock")
+        )
         if learner.name in predictions:
             test_accuracy = np.mean(predictions[learner.name] == test_y)
             accuracies[learner.name] = test_accuracy

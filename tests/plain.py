@@ -106,11 +106,17 @@ def goodness(h):
     return (h**2).mean(axis=(0, 2))
 
 
-def ff_loss(g_positive, g_negative, threshold, temperature=1.0):
-    """Mean over the 2B samples of log(1 + exp(-+(g - threshold) / temperature)).
+def ff_loss(g, threshold, temperature=1.0):
+    """The loss of a layer with goodness g (P, B): the true label's pass, then the others.
 
-    threshold: a number, or "halfway" between the two goodnesses of each image
+    threshold: theta: mean over the 2B samples of log(1 + exp(-+(g - theta) / temperature));
+    or "halfway" between the two goodnesses of each image; None: for any number of passes,
+    the mean over the images of -log softmax(g / temperature) of the first.
     """
+    if threshold is None:
+        p = np.exp([g_pass / temperature for g_pass in g])
+        return -np.log(p[0] / p.sum(axis=0)).mean()
+    g_positive, g_negative = g
     if threshold == "halfway":
         threshold = (g_positive + g_negative) / 2
     losses = np.log(1 + np.exp(-(g_positive - threshold) / temperature))
@@ -118,11 +124,18 @@ def ff_loss(g_positive, g_negative, threshold, temperature=1.0):
     return losses.mean() / 2
 
 
-def ff_loss_slopes(g_positive, g_negative, threshold, temperature=1.0):
-    """The derivatives of ff_loss by g_positive and g_negative (B,), by the chain rule.
+def ff_loss_slopes(g, threshold, temperature=1.0):
+    """The derivatives of ff_loss by each g[p] (B,), by the chain rule.
 
-    Halfway, the loss is the mean of log(1 + exp(-(g_positive - g_negative) / 2T)).
+    Halfway, the loss is the mean of log(1 + exp(-(g_positive - g_negative) / 2T)). With
+    all labels it is log(sum_p exp(g_p / T)) - g_0 / T.
     """
+    if threshold is None:
+        p = np.exp([g_pass / temperature for g_pass in g])
+        p /= p.sum(axis=0)
+        p[0] -= 1
+        return list(p / temperature / p.shape[1])
+    g_positive, g_negative = g
     n = 2 * len(g_positive) * temperature
     if threshold == "halfway":
         slope = 1 / (1 + np.exp((g_positive - g_negative) / (2 * temperature))) / n
@@ -149,34 +162,34 @@ class ForwardForward:
         return images if self.top_down else with_labels(images, labels)
 
     def train_step(self, images, labels, negatives, refresh=True):
-        """refresh: the next layer's input comes from a forward after the update."""
+        """negatives: the wrong labels of each further pass, (B,) each.
+
+        refresh: the next layer's input comes from a forward after the update
+        """
         images = normalise(images, self.dtype)
-        positive = self.with_labels(images, labels)
-        negative = self.with_labels(images, negatives)
+        passes = [labels, *negatives]
+        inputs = [self.with_labels(images, y) for y in passes]
         statistics = []
         for layer, adams in zip(self.layers, self.adams, strict=True):
-            passes = []
-            for x, y in ((positive, labels), (negative, negatives)):
-                h = layer.forward(x, y)
-                passes.append((h, goodness(h), layer.columns, y))
-            (h_positive, g_positive, *_), (h_negative, g_negative, *_) = passes
-            g = g_positive, g_negative
-            gradients = []
-            slopes = ff_loss_slopes(*g, *self.loss_settings)
-            for (h, _, columns, y), slope in zip(passes, slopes, strict=True):
+            activities, columns = [], []
+            for x, y in zip(inputs, passes, strict=True):
+                activities.append(layer.forward(x, y))
+                columns.append(layer.columns)
+            g = [goodness(h) for h in activities]
+            slopes = ff_loss_slopes(g, *self.loss_settings)
+            total = [0] * len(adams)
+            for h, slope, x, y in zip(activities, slopes, columns, passes, strict=True):
                 du = slope[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
-                gradients.append(layer.weight_gradient(du, columns, y))
-            for adam, p, a, b in zip(
-                adams, layer.parameters(), *gradients, strict=True
-            ):
-                adam.step(p, a + b)
-            loss = ff_loss(*g, *self.loss_settings)
-            statistics += [loss, g_positive.mean(), g_negative.mean()]
+                gradients = layer.weight_gradient(du, x, y)
+                total = [a + b for a, b in zip(total, gradients, strict=True)]
+            for adam, p, gradient in zip(adams, layer.parameters(), total, strict=True):
+                adam.step(p, gradient)
+            loss = ff_loss(g, *self.loss_settings)
+            statistics += [loss, g[0].mean(), np.mean(g[1:])]
             if refresh:
-                h_positive = layer.forward(positive, labels)
-                h_negative = layer.forward(negative, negatives)
-            positive = layer.normalised(h_positive)
-            negative = layer.normalised(h_negative)
+                pairs = zip(inputs, passes, strict=True)
+                activities = [layer.forward(x, y) for x, y in pairs]
+            inputs = [layer.normalised(h) for h in activities]
         return np.array(statistics)
 
     def label_goodness(self, images):
