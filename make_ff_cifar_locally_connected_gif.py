@@ -16,13 +16,17 @@ the end. The demo image is the first test image, whatever becomes of it. Last li
 """
 
 import io
+import os
 from typing import NamedTuple
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # may be one that is not installed here
+
 # isort: split
 import imageio.v3 as iio
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -254,7 +258,8 @@ def main():
     snapshots = make_snapshots(args, data, tell)
     _, _, test_x, test_y = data
     frames = []
-    with matplotlib.rc_context(STYLE):
+    # "default": the user's own settings must not change the frames.
+    with matplotlib.style.context(["default", STYLE]):
         for last in range(len(snapshots)):
             figure = draw_frame(args, snapshots, last, test_x[0], test_y[0])
             canvas = FigureCanvasAgg(figure)

@@ -22,13 +22,19 @@ With the headline model, the last lines are:
 """
 
 import io
+import os
 import tempfile
 from pathlib import Path
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
+if __name__ == "__main__":
+    # A notebook exports the name of its backend, and where that is not installed,
+    # matplotlib's import fails. No backend is needed to write files.
+    os.environ.pop("MPLBACKEND", None)
+
 # isort: split
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -504,7 +510,8 @@ def main():
     except OSError as error:
         parser.error(f"cannot write into {args.outdir}: {error.strerror or error}")
 
-    with matplotlib.rc_context(STYLE):
+    # "default": the user's own settings must not change the figures.
+    with matplotlib.style.context(["default", STYLE]):
         draw = draw_runs if args.runs else draw_model
         tell, figures = draw(args, parser)
         for name, figure in figures.items():

@@ -1,5 +1,6 @@
 """The figures and the animation: what is drawn, what is written, what is said."""
 
+import os
 import re
 import subprocess
 import sys
@@ -71,10 +72,11 @@ def call(data, monkeypatch, capsys):
     return call
 
 
-def script(module, *flags):
+def script(module, *flags, **environment):
     """The script in a process of its own: exit code, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, module.__file__, *map(str, flags)],
+        env=os.environ | environment,
         capture_output=True,
         check=False,
         text=True,
@@ -443,6 +445,57 @@ def test_a_flag_that_makes_no_sense_is_one_line_of_usage_error(module, flags):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{Path(module.__file__).name}: error: " in err
     assert flags[0] in err or flags[1] in err
+
+
+# Settings that a user may have for figures of his own.
+MATPLOTLIBRC = """
+backend: module://backend_of_another_program
+image.origin: lower
+axes.facecolor: black
+axes.grid.axis: x
+axes.xmargin: 0.3
+axes.labelcolor: white
+axes.titlelocation: right
+text.color: white
+text.usetex: True
+font.size: 30
+lines.linewidth: 9
+legend.loc: lower left
+legend.framealpha: 1
+figure.facecolor: yellow
+savefig.facecolor: red
+savefig.transparent: True
+savefig.bbox: tight
+xtick.labelsize: 4
+axes.prop_cycle: cycler(color=["white"])
+"""
+
+
+@pytest.mark.parametrize(
+    "module, flags",
+    [
+        (viz, ["--model", "{model}", "--per-class-test-subset", "20", "--outdir"]),
+        (animation, [*SMALL, "--epochs", "1", "--out"]),
+    ],
+)
+def test_what_is_drawn_does_not_depend_on_the_settings_of_the_user(
+    call, models, tmp_path, module, flags
+):
+    flags = [flag.format(model=models()) for flag in flags]
+    (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
+    call(module.main, *flags, tmp_path / "expected")
+    code, _, err = script(
+        module,
+        *flags,
+        tmp_path / "found",
+        MATPLOTLIBRC=str(tmp_path / "matplotlibrc"),
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+    )
+    assert code == 0, err
+    expected, found = tmp_path / "expected", tmp_path / "found"
+    names = FIGURES if expected.is_dir() else [""]
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 def test_a_damaged_model_is_one_line_and_no_figure(models, tmp_path):
