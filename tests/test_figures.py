@@ -247,6 +247,39 @@ def test_a_threshold_halfway_is_no_line_among_the_curves_but_named_with_the_run(
     assert "θ halfway, learning rate 0.01" in viz.describe(args)
 
 
+def test_the_curves_say_how_many_images_the_accuracies_are_of(models):
+    _, args, arrays = ff.load_model(models())
+    for seen, title in (
+        (50, "first 50 images of each set"),
+        (200, "first 200 images of each set"),
+        (1000, "first 1,000 test, 200 training images"),
+    ):
+        args.eval_subset = seen
+        assert title in viz.curves(args, arrays).axes[0].title.get_text()
+
+
+def test_one_epoch_is_drawn_without_half_epochs(models):
+    _, args, arrays = ff.load_model(models())
+    args.n_epochs = 1
+    first = {name: array[..., :1] for name, array in arrays.items() if array.ndim}
+    for axes in viz.curves(args, first).axes:
+        ticks = [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5]
+        assert ticks == [1]
+
+
+def test_without_a_label_block_no_figure_says_that_the_model_sees_one(models, data):
+    learners, args, _ = ff.load_model(models())
+    args.label_input = "everywhere"
+    figure = viz.example_label_encoded(args, data[2][0], data[3][0])
+    assert "not used by this model" in figure.get_suptitle()
+    titles = [axes.title.get_text() for axes in figure.axes[:3]]
+    assert titles[0].startswith("raw, for FF and BP")
+    assert not any("FF" in title for title in titles[1:])
+    fields = viz.receptive_fields(args, learners["FF"].layers[0])
+    assert not any(axes.patches for axes in fields.axes)
+    assert "Cyan" not in fields.get_supxlabel()
+
+
 def test_without_bp_the_curves_say_which_flag_brings_it(models):
     _, args, arrays = ff.load_model(models(2, False))
     accuracy, _, _, bp_loss = viz.curves(args, arrays).axes
@@ -307,9 +340,121 @@ def test_runs_are_compared_in_one_figure_by_the_mean_of_their_seeds(
     runs = [ff.load_model(path)[1:] for path in paths]
     (axes,) = viz.closing_the_gap(runs).axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
-    assert [row.split(",")[0] for row in rows] == ["label everywhere", "label corner"]
+    expected = ["label to every unit", "label in a corner"]
+    assert [row.split(",")[0] for row in rows] == expected
     assert [text.get_text() for text in axes.texts] == ["20.0", "25.0", "25.0", "30.0"]
-    assert rows[0].splitlines()[1] == "θ = 2, learning rate 0.01, of BP 0.01"
+    assert rows[0].splitlines()[-1] == "θ = 2, learning rate 0.01, of BP 0.01"
+
+
+OTHER_VALUES = {
+    "train_subset": 100,
+    "n_epochs": 1,
+    "n_layers": 1,
+    "channels": 1,
+    "batch_size": 1,
+    "lr": 0.1,
+    "lr_schedule": "linear",
+    "weight_decay": 0.1,
+    "augment": True,
+    "label_input": "everywhere",
+    "negatives": "hardest",
+    "threshold": "halfway",
+    "temperature": 0.1,
+    "bp_baseline": True,
+}
+
+
+def test_a_row_is_named_after_all_that_decides_its_accuracy_and_nothing_else():
+    names = [viz.describe(ff.training_arguments())]
+    for name, value in OTHER_VALUES.items():
+        names.append(viz.describe(ff.training_arguments(**{name: value})))
+    assert len(set(names)) == len(names)
+    for same in ({"seed": 7}, {"eval_subset": 7}, {"threshold": 2}):
+        assert viz.describe(ff.training_arguments(**same)) == names[0]
+    with_bp = viz.describe(ff.training_arguments(bp_baseline=True, lr=0.01))
+    same = ff.training_arguments(bp_baseline=True, bp_lr=0.01)
+    assert viz.describe(same) == with_bp
+    other = ff.training_arguments(bp_baseline=True, bp_lr=0.02)
+    assert viz.describe(other) != with_bp
+
+
+def test_a_setting_without_words_of_its_own_is_named_too(monkeypatch):
+    known, args = ff.training_arguments(look_ahead=0), arguments()
+    monkeypatch.setattr(ff, "training_arguments", lambda: known)
+    monkeypatch.setattr(
+        ff, "TRAINING_ARGUMENTS", (*ff.TRAINING_ARGUMENTS, "look_ahead")
+    )
+    args.look_ahead = 3
+    assert "look ahead 3" in viz.describe(args)
+
+
+def save_run(path, accuracy=0.3, **changes):
+    """A model of one tiny layer that was not trained, but "tested"."""
+    changes = {"dataset": "cifar10"} | changes
+    args = ff.training_arguments(n_layers=1, channels=1, n_epochs=1, **changes)
+    learners = ff.make_learners(args)
+    for learner in learners:
+        learner.history = np.ones((1, learner.history.shape[1]))
+    tested = {learner.name: np.float64(accuracy) for learner in learners}
+    ff.save_npz(path, ff.model_arrays(args, learners, tested))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"dataset": "synthetic", "seed": 1}, "SYNTHETIC DATA"),
+        ({}, "same settings and seed"),
+        ({"eval_subset": 9}, "same settings and seed"),
+    ],
+)
+def test_runs_that_are_no_fair_comparison_are_refused(call, tmp_path, changes, words):
+    first = save_run(tmp_path / "first.npz")
+    second = save_run(tmp_path / "second.npz", **changes)
+    outdir = tmp_path / "viz"
+    for paths in ([first, second], [second, first]):
+        with pytest.raises(ff.RunError, match=words) as refused:
+            call(viz.main, "--runs", *paths, "--outdir", outdir)
+        assert "first.npz" in str(refused.value)
+        assert "second.npz" in str(refused.value)
+    assert not list(outdir.iterdir())
+
+
+def test_a_run_given_twice_does_not_count_as_two_seeds(call, tmp_path):
+    path = save_run(tmp_path / "run.npz")
+    with pytest.raises(ff.RunError, match="one run counts once"):
+        call(viz.main, "--runs", path, path, "--outdir", tmp_path)
+
+
+@pytest.mark.parametrize("accuracies", [[0.1], [0.6], [0.1, 0.5, 0.99]])
+def test_no_text_of_the_figure_of_runs_covers_another_or_a_point(tmp_path, accuracies):
+    runs = []
+    for k, accuracy in enumerate(accuracies):
+        path = tmp_path / f"{k}.npz"
+        changes = {
+            "bp_baseline": True,
+            "batch_size": k + 1,
+            "label_input": "everywhere",
+        }
+        save_run(path, accuracy, **changes)
+        runs.append(ff.load_model(path)[1:])
+    with matplotlib.style.context(["default", viz.STYLE]):
+        figure = viz.closing_the_gap(runs)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        points = [
+            axes.transData.transform(point)
+            for line in axes.lines
+            if line.get_marker() != "None"
+            for point in line.get_xydata()
+        ]
+        parts = [axes.get_legend(), *axes.texts, *axes.get_yticklabels()]
+        parts += [figure._suptitle, figure._supxlabel, axes.xaxis.label]
+        boxes = [part.get_window_extent() for part in parts]
+    assert len(points) == 4 * len(accuracies)
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert not any(box.contains(*point) for point in points)
 
 
 def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
@@ -433,6 +578,8 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--outdir", __file__]),
         (viz, ["--n-layers", "5"]),
         (viz, ["--bp-lr", "0.1"]),
+        (viz, ["--model", "model.npz", "--runs", "a.npz"]),
+        (viz, ["--seed", "1", "--runs", "a.npz"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),
