@@ -1366,20 +1366,22 @@ def add_data_flags(parser):
     return group
 
 
-def add_training_flags(parser):
-    """The flags of a training run, for this script and for visualize."""
+def add_training_flags(parser, backprop=True):
+    """The flags of a training run, for all scripts; those of backprop, if it runs."""
     subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
     count, positive = number(int, 1), number(float, 1e-12)
     depth, at_least_0 = number(int, 1, len(RECEPTIVE_FIELDS)), number(float, 0)
     group = add_data_flags(parser)
 
-    def add(flag, default, kind, help, metavar="N"):
-        help += f" (default: {default})"
-        group.add_argument(flag, default=default, type=kind, help=help, metavar=metavar)
+    def add(flags, default, kind, help, metavar="N"):
+        flags, help = flags.split(), help + " (default: %(default)s)"
+        group.add_argument(
+            *flags, default=default, type=kind, help=help, metavar=metavar
+        )
 
     def choose(flag, *choices_and_help):
         *choices, help = choices_and_help
-        help += f" (default: {choices[0]})"
+        help += " (default: %(default)s)"
         group.add_argument(flag, default=choices[0], choices=choices, help=help)
 
     add("--train-subset", 10_000, subset, "train on the first N images")
@@ -1387,7 +1389,7 @@ def add_training_flags(parser):
     add("--eval-subset", 1000, evaluated, help)
     group = parser.add_argument_group("model and training")
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
-    add("--n-epochs", 10, count, "passes over the training images")
+    add("--n-epochs --epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
     add("--channels", CHANNELS, count, "units at each position of a layer")
     add("--batch-size", 64, count, "images in a step")
@@ -1406,11 +1408,15 @@ def add_training_flags(parser):
     add("--threshold", 2.0, threshold, help, "N|halfway")
     help = "unit of goodness, in the loss and in the softmax of --negatives sampled"
     add("--temperature", 1.0, positive, help)
-    group = parser.add_argument_group("backprop")
-    help = "train the same stack with backprop too"
-    group.add_argument("--bp-baseline", action="store_true", help=help)
-    help = "learning rate of backprop (default: --lr)"
-    group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
+    if backprop:
+        group = parser.add_argument_group("backprop")
+        help = "train the same stack with backprop too (default: %(default)s)"
+        switch = argparse.BooleanOptionalAction
+        group.add_argument("--bp-baseline", action=switch, help=help)
+        help = "learning rate of backprop (default: --lr)"
+        group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
+    # Set above, Python before 3.13 would say it in the help a second time.
+    parser.set_defaults(bp_baseline=False, bp_lr=None)
 
 
 def parse(parser):

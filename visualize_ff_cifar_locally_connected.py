@@ -7,7 +7,7 @@
     python3 visualize_ff_cifar_locally_connected.py --model model.npz
 
 The accuracies by class are computed anew from the model's weights. Where the model
-file is missing, a model is trained with the training flags, drawn, and not saved.
+file is missing, FF and BP are trained with the training flags, drawn, and not saved.
 With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
@@ -240,16 +240,18 @@ def per_class_accuracy(args, accuracies, n_images):
     return figure
 
 
-def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
-    """Goodness (L, E) of each layer with true and with wrong labels, and theta.
+def is_number(threshold):
+    """Whether there is one theta to draw: not if it is "halfway" or if there is none."""
+    return isinstance(threshold, (int, float))
 
-    There is no one theta to draw where it is "halfway".
-    """
+
+def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
+    """Goodness (L, E) of each layer with true and with wrong labels, and theta."""
     spacing = mark_every(len(epochs))
     for i, g in enumerate(g_true):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         axes.plot(epochs, g, label=f"layer {i}, true label", **look)
-    if threshold != "halfway":
+    if is_number(threshold):
         axes.axhline(threshold, **REFERENCE, label=f"threshold θ = {threshold:g}")
     for i, g in enumerate(g_wrong):
         look = {**LAYER_LOOKS[i], "markevery": spacing, "markerfacecolor": "white"}
@@ -307,9 +309,13 @@ def curves(args, arrays):
     for i, loss in enumerate(arrays["ff_loss_per_layer"]):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         low_left.plot(epochs, loss, label=f"layer {i}", **look)
-    alike = "both passes alike" if args.threshold == "halfway" else "all goodness at θ"
-    low_left.axhline(np.log(2), **REFERENCE, label=f"ln 2: {alike}")
-    low_left.set(title="FF: loss, mean of the epoch", ylabel="loss per sample, nats")
+    passes, sample, alike = 2, "sample", "all goodness at θ"
+    if args.threshold == "halfway":
+        alike = "both passes alike"
+    if args.negatives == "all":  # a softmax over the labels of each image
+        passes, sample, alike = ff.N_CLASSES, "image", "all labels alike"
+    low_left.axhline(np.log(passes), **REFERENCE, label=f"ln {passes}: {alike}")
+    low_left.set(title="FF: loss, mean of the epoch", ylabel=f"loss per {sample}, nats")
 
     low_right.set_title("BP: loss, mean of the epoch")
     if args.bp_baseline:
@@ -556,6 +562,7 @@ def main():
     help = "folder of the figures, made if there is none (default: viz)"
     parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
     ff.add_training_flags(parser)
+    parser.set_defaults(bp_baseline=True)
     args = ff.parse(parser)
     for name, value in vars(args).items():
         unused = name not in ("runs", "model", "outdir")

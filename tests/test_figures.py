@@ -280,6 +280,31 @@ def test_without_a_label_block_no_figure_says_that_the_model_sees_one(models, da
     assert "Cyan" not in fields.get_supxlabel()
 
 
+@pytest.mark.parametrize(
+    "settings, label, level",
+    [
+        ({"threshold": 2.0}, "ln 2: all goodness at θ", np.log(2)),
+        ({"threshold": "halfway"}, "ln 2: both passes alike", np.log(2)),
+        (
+            {"threshold": None, "negatives": "all"},
+            "ln 10: all labels alike",
+            np.log(10),
+        ),
+    ],
+)
+def test_ff_loss_is_held_against_that_of_a_layer_that_tells_nothing_apart(
+    models, settings, label, level
+):
+    _, args, arrays = ff.load_model(models())
+    vars(args).update(settings)
+    (line,) = [
+        line
+        for line in viz.curves(args, arrays).axes[2].lines
+        if line.get_label().startswith("ln")
+    ]
+    assert (line.get_label(), line.get_ydata()[0]) == (label, level)
+
+
 def test_without_bp_the_curves_say_which_flag_brings_it(models):
     _, args, arrays = ff.load_model(models(2, False))
     accuracy, _, _, bp_loss = viz.curves(args, arrays).axes
@@ -299,6 +324,17 @@ def test_a_missing_model_is_trained_and_said_and_not_saved(call, tmp_path):
     assert all(line.startswith("[synthetic] ") for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["viz"]
     assert sorted(path.name for path in outdir.iterdir()) == FIGURES
+
+
+@pytest.mark.parametrize("flags, names", [([], "FF BP"), (["--no-bp-baseline"], "FF")])
+def test_without_a_model_backprop_is_trained_too_unless_it_is_refused(
+    call, tmp_path, flags, names
+):
+    small = *SMALL, "--n-epochs", 1, "--n-layers", 1, "--per-class-test-subset", 20
+    model = "--model", tmp_path / "none.npz", "--outdir", tmp_path / "viz"
+    lines = call(viz.main, *model, *small, *flags)
+    (header,) = [line for line in lines if " images " in line and " class " in line]
+    assert header.replace(" %", "").split()[3:] == names.split()
 
 
 def test_the_model_that_visualize_trains_is_the_one_that_the_main_script_trains(
@@ -473,6 +509,13 @@ def test_a_write_that_fails_is_one_error_and_leaves_nothing_behind(tmp_path):
 # ---------------------------------------------------------------- animation
 
 
+CORNER = {"label_input": "corner", "threshold": 2.0}
+CORNER_HALFWAY = {"label_input": "corner", "threshold": "halfway"}
+EVERYWHERE = {"label_input": "everywhere", "threshold": 0.3}
+HALFWAY = {"label_input": "everywhere", "threshold": "halfway", "negatives": "sampled"}
+ANIMATED = CORNER, CORNER_HALFWAY, EVERYWHERE, HALFWAY
+
+
 @pytest.mark.parametrize(
     "every, epochs", [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (9, [0, 3])]
 )
@@ -534,8 +577,12 @@ def test_mean_goodness_is_that_of_each_image_with_its_true_and_nine_wrong_labels
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
+@pytest.mark.parametrize("settings", ANIMATED)
+def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(
+    data, n_layers, settings
+):
     args = arguments(n_layers, False)
+    vars(args).update(settings)
     snapshots = animation.make_snapshots(args, data, lambda line: None)
     frames = [
         animation.draw_frame(args, snapshots, last, data[2][0], data[3][0])
@@ -551,7 +598,100 @@ def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
         for curves in (goodness, accuracy):  # all of it is within the axes
             for line in curves.lines:
                 assert np.max(line.get_ydata()) <= curves.get_ylim()[1]
-        assert max(bar.get_width() for bar in labels.patches) <= labels.get_xlim()[1]
+        assert max(accuracy.get_yticks()) <= 100
+        low, high = labels.get_xlim()
+        for bar in labels.patches:
+            assert low <= min(0, bar.get_width()) <= max(0, bar.get_width()) <= high
+        for line in labels.lines:  # theta, or zero
+            assert low <= line.get_xdata()[0] <= high
+
+
+def draw_last_frame(data, n_layers, settings):
+    args = arguments(n_layers, False, n_epochs=1)
+    vars(args).update(settings)
+    snapshots = animation.make_snapshots(args, data, lambda line: None)
+    frame = animation.draw_frame(args, snapshots, 1, data[2][0], data[3][0])
+    return snapshots[1], frame
+
+
+@pytest.mark.parametrize(
+    "n_layers, settings, xlabel, theta",
+    [
+        (1, CORNER, "mean(h²), layer 0 (dotted: θ)", 2),
+        (2, CORNER, "mean(h²), layer 1 (dotted: θ)", 2),
+        (3, CORNER, "mean(h²), layers 1 to 2 (dotted: 2θ)", 4),
+        (4, EVERYWHERE, "mean(h²), layers 0 to 3 (dotted: 4θ)", 1.2),
+        (1, EVERYWHERE, "mean(h²), layer 0 (dotted: θ)", 0.3),
+        (2, HALFWAY, "mean(h²), layers 0 to 1, above average", None),
+        (2, CORNER_HALFWAY, "mean(h²), layer 1, above average", None),
+    ],
+)
+def test_the_bars_are_the_goodness_of_the_layers_that_predict(
+    data, n_layers, settings, xlabel, theta
+):
+    snapshot, frame = draw_last_frame(data, n_layers, settings)
+    goodness, _, _, labels = frame.axes
+    assert labels.get_xlabel() == xlabel
+    lengths = [bar.get_width() for bar in labels.patches]
+    average = snapshot.demo.mean() if theta is None else 0
+    np.testing.assert_allclose(lengths, snapshot.demo - average)
+    (line,) = labels.lines
+    assert line.get_xdata()[0] == pytest.approx(theta or 0)
+    dotted = [line for line in goodness.lines if "θ" in line.get_label()]
+    assert len(dotted) == (theta is not None)
+
+
+@pytest.mark.parametrize("settings", ANIMATED)
+def test_the_demo_image_is_what_the_network_sees(data, settings):
+    _, frame = draw_last_frame(data, 2, settings)
+    picture = frame.axes[2]
+    block = settings["label_input"] == "corner"
+    image = data[2][0] / 255
+    if block:
+        image = viz.encoded_image(data[2][0], data[3][0]).clip(0, 1)
+    np.testing.assert_allclose(picture.images[0].get_array(), image)
+    assert bool(picture.patches) == block
+    title = picture.title.get_text()
+    assert ("with its true label" in title, "raw, no label" in title) == (
+        block,
+        not block,
+    )
+
+
+def test_labels_that_all_score_the_same_but_for_rounding_are_no_prediction(data):
+    args = arguments(2, False)
+    vars(args).update(HALFWAY)
+    learner = ff.make_learners(args)[0]
+    demo = learner.label_scores(data[2][:1])[:, 0]
+    axes = matplotlib.figure.Figure().subplots()
+    animation.draw_labels(axes, args, [0, 1], demo, label=7)
+    assert [text.get_text() for text in axes.texts] == [" ◀ true label"]
+
+
+@pytest.mark.parametrize(
+    "fps, milliseconds",
+    [(4, 250), (50, 20), (40, 30), (45, 20), (3, 330), (0.1, 10_000), (100 / 3, 30)],
+)
+def test_the_speed_of_the_gif_is_the_nearest_that_its_steps_of_10_ms_allow(
+    fps, milliseconds
+):
+    assert animation.frame_time(fps) == milliseconds
+
+
+def test_the_last_frame_is_never_shorter_than_the_others():
+    frames = [np.full((8, 8, 3), 80 * i, np.uint8) for i in range(3)]
+    with Image.open(animation.io.BytesIO(animation.make_gif(frames, fps=0.2))) as gif:
+        for i in range(3):
+            gif.seek(i)
+            assert gif.info["duration"] == 5000
+
+
+def test_a_speed_that_is_not_the_one_asked_for_is_said(call, tmp_path):
+    flags = *SMALL, "--epochs", 1, "--n-layers", 1, "--out", tmp_path / "a.gif"
+    assert (
+        "2 frames, 33.3 a second (instead of 40), "
+        in call(animation.main, *flags, "--fps", 40)[-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -562,7 +702,7 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
     axes = matplotlib.figure.Figure().subplots()
     demo = np.linspace(1, 2, 10)
     demo[best] = 3
-    animation.draw_labels(axes, arguments(), demo, label=7)
+    animation.draw_labels(axes, arguments(), [1], demo, label=7)
     assert {text.get_text().removeprefix(" ◀ ") for text in axes.texts} == texts
     assert [k for k, bar in enumerate(axes.patches) if bar.get_hatch()] == [7]
 
@@ -577,7 +717,7 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--per-class-test-subset", "10001"]),
         (viz, ["--outdir", __file__]),
         (viz, ["--n-layers", "5"]),
-        (viz, ["--bp-lr", "0.1"]),
+        (viz, ["--bp-lr", "0.1", "--no-bp-baseline"]),
         (viz, ["--model", "model.npz", "--runs", "a.npz"]),
         (viz, ["--seed", "1", "--runs", "a.npz"]),
         (animation, ["--fps", "0"]),
@@ -585,6 +725,8 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (animation, ["--snapshot-every", "1.5"]),
         (animation, ["--out", "no/such/folder/a.gif"]),
         (animation, ["--bp-baseline"]),
+        (animation, ["--bp-lr", "0.1"]),
+        (animation, ["--label-input", "nowhere"]),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_one_line_of_usage_error(module, flags):
@@ -656,10 +798,19 @@ def test_a_damaged_model_is_one_line_and_no_figure(models, tmp_path):
     assert not list((tmp_path / "viz").glob("*"))
 
 
+DEFAULTS = {
+    viz: {"--n-epochs": "10", "--train-subset": "10000", "--bp-baseline": "True"},
+    animation: {"--epochs": "8", "--train-subset": "4000", "--eval-subset": "500"},
+}
+
+
 @pytest.mark.parametrize("module", [viz, animation])
 def test_help_shows_every_default(module):
     code, out, _ = script(module, "--help")
     assert code == 0
-    flags = re.findall(r"^  (--[a-z-]+) (?:[A-Z]+|\{)", out, re.MULTILINE)
+    flags = re.findall(r"^  (--[a-z-]+),? (?:[A-Z]+|\{|--no-)", out, re.MULTILINE)
     assert len(flags) > 10
     assert len(re.findall(r"default:", out)) == len(flags)
+    words = " ".join(out.split())
+    for flag, default in DEFAULTS[module].items():
+        assert re.search(rf"{flag}\b[^(]*\(default: {default}\)", words), flag
