@@ -351,7 +351,7 @@ PHRASES = {
     "channels": "{} channels",
     "batch_size": "batches of {}",
     "weight_decay": "weight decay {:g}",
-    "augment": "images mirrored and shifted",
+    "augment": "augmented images",
 }
 
 
