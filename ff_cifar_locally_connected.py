@@ -1662,27 +1662,27 @@ def add_data_flags(parser):
 
 
 def add_recipe_flag(group):
-    help = (
-        "defaults of all other flags: the first experiment, or the best setting known"
-    )
+    help = "defaults of the other flags: the first experiment, or the best one known"
     help += " (default: headline)"
     group.add_argument("--recipe", choices=RECIPES, default="headline", help=help)
 
 
-def add_training_flags(parser):
-    """The flags of a training run, for this script and for visualize."""
+def add_training_flags(parser, backprop=True):
+    """The flags of a training run, for all scripts; those of backprop, if it runs."""
     subset, evaluated = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
     count, positive = number(int, 1), number(float, 1e-12)
     depth, at_least_0 = number(int, 1, len(RECEPTIVE_FIELDS)), number(float, 0)
     group = add_data_flags(parser)
 
-    def add(flag, default, kind, help, metavar="N"):
-        help += f" (default: {default})"
-        group.add_argument(flag, default=default, type=kind, help=help, metavar=metavar)
+    def add(flags, default, kind, help, metavar="N"):
+        flags, help = flags.split(), help + " (default: %(default)s)"
+        group.add_argument(
+            *flags, default=default, type=kind, help=help, metavar=metavar
+        )
 
     def choose(flag, *choices_and_help):
         *choices, help = choices_and_help
-        help += f" (default: {choices[0]})"
+        help += " (default: %(default)s)"
         group.add_argument(flag, default=choices[0], choices=choices, help=help)
 
     add("--train-subset", 10_000, subset, "train on the first N images")
@@ -1691,7 +1691,7 @@ def add_training_flags(parser):
     group = parser.add_argument_group("model and training")
     add_recipe_flag(group)
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
-    add("--n-epochs", 10, count, "passes over the training images")
+    add("--n-epochs --epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
     add("--channels", CHANNELS, count, "units at each position of a layer")
     add("--batch-size", 64, count, "images in a step")
@@ -1711,11 +1711,15 @@ def add_training_flags(parser):
     group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
     help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)
-    group = parser.add_argument_group("backprop")
-    help = "train the same stack with backprop too"
-    group.add_argument("--bp-baseline", action="store_true", help=help)
-    help = "learning rate of backprop (default: --lr)"
-    group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
+    if backprop:
+        group = parser.add_argument_group("backprop")
+        help = "train the same stack with backprop too (default: %(default)s)"
+        switch = argparse.BooleanOptionalAction
+        group.add_argument("--bp-baseline", action=switch, help=help)
+        help = "learning rate of backprop (default: --lr)"
+        group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
+    # Set above, Python before 3.13 would say it in the help a second time.
+    parser.set_defaults(bp_baseline=False, bp_lr=None)
 
 
 def parse(parser):

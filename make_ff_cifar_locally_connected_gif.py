@@ -7,8 +7,9 @@
     python3 make_ff_cifar_locally_connected_gif.py --epochs 8 --fps 4
 
 A frame shows a snapshot: before training, after every --snapshot-every epochs, and at
-the end. The demo image is the first test image, whatever becomes of it. Last lines
-(each layer's loss and goodness; training and test accuracy in percent; seconds):
+the end. The demo image is the first test image, whatever becomes of it. The training
+flags are those of the other scripts, without backprop's. Last lines (each layer's loss
+and goodness; training and test accuracy in percent; seconds):
 
     FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    8.1      2
     FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    9.2      0
@@ -16,17 +17,20 @@ the end. The demo image is the first test image, whatever becomes of it. Last li
 """
 
 import io
+import os
 from typing import NamedTuple
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)  # may be one that is not installed here
+
 # isort: split
 import imageio.v3 as iio
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 import visualize_ff_cifar_locally_connected as viz
@@ -61,7 +65,8 @@ class Snapshot(NamedTuple):
     g_wrong: np.ndarray  # (L,) and with the nine others
     train_accuracy: float  # fraction
     test_accuracy: float
-    demo: np.ndarray  # (N_CLASSES,) the demo image's goodness with each label
+    demo: np.ndarray  # (N_CLASSES,) the demo image's score with each label
+    scored: np.ndarray  # the layers whose goodness a score sums
 
 
 # ---------------------------------------------------------------- snapshots
@@ -79,18 +84,22 @@ def make_snapshots(args, data, tell):
     """Train FF, and return its Snapshots."""
     train_x, train_y, test_x, test_y = data
     n = args.eval_subset
-    (learner,) = ff.make_learners(args)
+    learner, *_ = ff.make_learners(args)  # FF is the first
     snapshots = []
 
     def snapshot(epoch, train_accuracy, test_accuracy):
         g = mean_goodness(learner, test_x[:n], test_y[:n])
         demo = learner.label_scores(test_x[:1])[:, 0]  # what predict() compares
-        snapshots.append(Snapshot(epoch, *g, train_accuracy, test_accuracy, demo))
+        scored = np.arange(len(g[0]))[learner.scored]
+        snapshots.append(
+            Snapshot(epoch, *g, train_accuracy, test_accuracy, demo, scored)
+        )
 
     def after_epoch():
-        epoch = len(learner.history)
+        epoch = len(learner.history["wallclock"])
         if epoch % args.snapshot_every == 0 or epoch == args.n_epochs:
-            *_, train_accuracy, test_accuracy, _ = learner.history[-1]
+            train_accuracy = learner.history["train_acc"][-1]
+            test_accuracy = learner.history["test_acc"][-1]
             snapshot(epoch, train_accuracy, test_accuracy)
 
     seen = min(n, args.train_subset)
@@ -124,14 +133,16 @@ def draw_frame(args, snapshots, last, image, label):
     span = 0.04 * args.n_epochs
     for axes in (goodness, accuracy):
         axes.set(xlabel="epoch", xlim=(-span, args.n_epochs + span))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(viz.whole_epochs())
 
     viz.plot_goodness(
         goodness, so_far.epoch, so_far.g_true.T, so_far.g_wrong.T, args.threshold
     )
-    highest = max(columns.g_true.max(), columns.g_wrong.max(), args.threshold)
+    theta = args.threshold if viz.is_number(args.threshold) else 0
+    highest = max(columns.g_true.max(), columns.g_wrong.max(), theta)
     rows = len(goodness.lines) // 2 + 1
     goodness.set_ylim(0, 1.05 * highest)
+    goodness.locator_params("y", steps=[1, 2, 5, 10])  # short numbers, little room
     viz.add_headroom(goodness, 0.06 + 0.1 * rows)
     goodness.set_title(f"Goodness, {args.eval_subset:,} test images")
     goodness.legend(loc="upper left", ncols=2)
@@ -141,43 +152,82 @@ def draw_frame(args, snapshots, last, image, label):
     highest = max(columns.train_accuracy.max(), columns.test_accuracy.max(), 0.2)
     accuracy.set_ylim(0, 105 * highest)
     viz.add_headroom(accuracy, 0.26)
+    end = min(100, accuracy.get_ylim()[1])
+    accuracy.set_yticks([tick for tick in accuracy.get_yticks() if 0 <= tick <= end])
     accuracy.set_title(
         f"Accuracy: test {100 * shown[-1].test_accuracy:.1f} %, "
         f"training {100 * shown[-1].train_accuracy:.1f} %"
     )
     accuracy.legend(loc="upper left", ncols=2)
 
-    viz.show_image(picture, viz.encoded_image(image, label))
-    viz.box_label_block(picture, linewidth=2)
-    picture.set_title(f"Test image 0 with its true label: {ff.CLASSES[label]}")
+    if args.label_input == "corner":
+        viz.show_image(picture, viz.encoded_image(image, label))
+        viz.box_label_block(picture, linewidth=2)
+        picture.set_title(f"Test image 0 with its true label: {ff.CLASSES[label]}")
+    else:
+        viz.show_image(picture, image / 255)
+        picture.set_title(f"Test image 0, raw, no label in it: {ff.CLASSES[label]}")
 
-    draw_labels(labels, args, shown[-1].demo, label)
-    labels.set_xlim(0, 1.5 * max(columns.demo.max(), args.threshold))
+    scored = shown[-1].scored
+    draw_labels(labels, args, scored, shown[-1].demo, label)
+    lengths = bar_lengths(args, columns.demo)
+    ends = 0, lengths.min(), lengths.max(), len(scored) * theta
+    low, high = 1.05 * min(ends), max(ends)
+    room = 0.6 if low < 0 else 0.5  # for the words beside the bars
+    labels.set_xlim(low, high + room * (high - low))
     return figure
 
 
-def draw_labels(axes, args, demo, label):
-    """Bars of the demo image's goodness (N_CLASSES,) with each label."""
-    predicted = int(demo.argmax())
+def bar_lengths(args, demo):
+    """What stands for the demo image's scores (..., N_CLASSES).
+
+    The scores; but where no fixed theta holds them, and they only count in comparison
+    with one another, what they are above their mean.
+    """
+    fixed = viz.is_number(args.threshold)
+    return demo if fixed else demo - demo.mean(axis=-1, keepdims=True)
+
+
+def draw_labels(axes, args, scored, demo, label):
+    """Bars of the demo image's score (N_CLASSES,) with each label.
+
+    scored: the layers whose goodness it sums
+    """
+    lengths, names = bar_lengths(args, demo), {label: "true label"}
     colours = np.full(ff.N_CLASSES, "#a0a0a0", object)
-    colours[predicted] = viz.LEARNER_LOOKS["FF"]["color"]
-    bars = axes.barh(range(ff.N_CLASSES), demo, color=colours)
+    # Label weights start at zero: what tells the labels apart then is rounding alone.
+    if np.ptp(demo) > 1e-5 * demo.max():
+        predicted = int(demo.argmax())
+        colours[predicted] = viz.LEARNER_LOOKS["FF"]["color"]
+        names[predicted] = "predicted, right" if predicted == label else "predicted"
+    bars = axes.barh(range(ff.N_CLASSES), lengths, color=colours)
     bars[label].set(hatch="////", edgecolor="black", linewidth=1)
-    names = {label: "true label"}
-    names[predicted] = "predicted, right" if predicted == label else "predicted"
     for k, name in names.items():
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        axes.text(demo[k], k, f" ◀ {name}", va="center", fontsize=8.5, bbox=white)
-    voters = max(1, args.n_layers - 1)
-    axes.axvline(voters * args.threshold, **viz.REFERENCE)
+        at = max(lengths[k], 0)
+        axes.text(at, k, f" ◀ {name}", va="center", fontsize=8.5, bbox=white)
     axes.set_yticks(range(ff.N_CLASSES), ff.CLASSES)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    layers = f"layers 1 to {voters}" if voters > 1 else f"layer {args.n_layers - 1}"
-    theta = f"{voters}θ" if voters > 1 else "θ"
+    layers = f"layer {scored[-1]}"
+    if len(scored) > 1:
+        layers = f"layers {scored[0]} to {scored[-1]}"
     axes.set_title("Test image 0: goodness with each label")
-    axes.set_xlabel(f"mean(h²), {layers} (dotted: {theta})")
+    if viz.is_number(args.threshold):
+        axes.axvline(len(scored) * args.threshold, **viz.REFERENCE)
+        theta = f"{len(scored)}θ" if len(scored) > 1 else "θ"
+        axes.set_xlabel(f"mean(h²), {layers} (dotted: {theta})")
+    else:
+        axes.axvline(0, color="black", linewidth=0.8, zorder=4)
+        axes.locator_params("x", nbins=4)
+        axes.set_xlabel(f"mean(h²), {layers}, above average")
+
+
+def frame_time(fps):
+    """The milliseconds of a frame, at the speed next to fps: GIF has steps of 10."""
+    steps = int(100 / fps)
+    return 10 * min(steps, steps + 1, key=lambda n: abs(100 / n - fps))
 
 
 def make_gif(frames, fps):
@@ -189,8 +239,8 @@ def make_gif(frames, fps):
     pixels = Image.fromarray(np.concatenate(frames))
     indexed = pixels.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=0)
     palette = indexed.getpalette()
-    durations = [round(1000 / fps)] * len(frames)  # milliseconds
-    durations[-1] = LAST_FRAME
+    durations = [frame_time(fps)] * len(frames)
+    durations[-1] = max(LAST_FRAME, durations[-1])
     gif = io.BytesIO()
     iio.imwrite(
         gif,
@@ -215,29 +265,14 @@ def main():
         "Train Forward-Forward and render an animation of how it learns.",
         "python3 make_ff_cifar_locally_connected_gif.py --epochs 8 --fps 4",
     )
-    data = ff.add_data_flags(parser)
-    model = parser.add_argument_group("model and training")
     animation = parser.add_argument_group("animation")
-    count, positive = ff.number(int, 1), ff.number(float, 1e-12)
-    layers = ff.number(int, 1, len(ff.RECEPTIVE_FIELDS))
-    train_subset, eval_subset = (
-        ff.number(int, 1, ff.N_TRAIN),
-        ff.number(int, 1, ff.N_TEST),
-    )
-    for group, flag, default, kind, help in (
-        (data, "--train-subset", 4000, train_subset, "train on the first N images"),
-        (data, "--eval-subset", 500, eval_subset, "evaluate on the first N images"),
-        (model, "--seed", 0, ff.number(int, 0), "seed of weights, order and negatives"),
-        (model, "--epochs", 8, count, "passes over the training images"),
-        (model, "--n-layers", 2, layers, "locally-connected layers, 1 to 4"),
-        (model, "--batch-size", 64, count, "images in a step"),
-        (model, "--lr", 0.01, positive, "Adam's learning rate"),
-        (model, "--threshold", 2.0, positive, "theta, of the goodness"),
-        (animation, "--fps", 4, ff.number(float, 0.1, 50), "frames in a second"),
-        (animation, "--snapshot-every", 1, count, "epochs between two frames"),
+    speed, count = ff.number(float, 0.1, 50), ff.number(int, 1)
+    for flag, default, kind, help in (
+        ("--fps", 4, speed, "frames in a second, to the nearest that GIF can say"),
+        ("--snapshot-every", 1, count, "epochs between two frames"),
     ):
         help += f" (default: {default})"
-        group.add_argument(flag, default=default, type=kind, metavar="N", help=help)
+        animation.add_argument(flag, default=default, type=kind, metavar="N", help=help)
     default = "ff_cifar_locally_connected.gif"
     animation.add_argument(
         "--out",
@@ -246,15 +281,16 @@ def main():
         metavar="FILE",
         help=f"the GIF to write (default: {default})",
     )
-    args = parser.parse_args()
-    args.n_epochs = args.epochs
-    args = ff.training_arguments(**vars(args))
+    ff.add_training_flags(parser, backprop=False)
+    parser.set_defaults(n_epochs=8, train_subset=4000, eval_subset=500)
+    args = ff.parse(parser)
     tell = ff.teller(args)
     data = ff.load_data(args)
     snapshots = make_snapshots(args, data, tell)
     _, _, test_x, test_y = data
     frames = []
-    with matplotlib.rc_context(STYLE):
+    # "default": the user's own settings must not change the frames.
+    with matplotlib.style.context(["default", STYLE]):
         for last in range(len(snapshots)):
             figure = draw_frame(args, snapshots, last, test_x[0], test_y[0])
             canvas = FigureCanvasAgg(figure)
@@ -262,7 +298,9 @@ def main():
             frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
     gif = make_gif(frames, args.fps)
     ff.write_whole(args.out, lambda file: file.write(gif))
-    tell(f"wrote {args.out}: {len(frames)} frames, {len(gif) / 1e3:.0f} kB")
+    wanted, played = f"{args.fps:.3g}", f"{1000 / frame_time(args.fps):.3g}"
+    instead = f", {played} a second (instead of {wanted})" if played != wanted else ""
+    tell(f"wrote {args.out}: {len(frames)} frames{instead}, {len(gif) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python3 visualize_ff_cifar_locally_connected.py --model model.npz
 
 The accuracies by class are computed anew from the model's weights. Where the model
-file is missing, a model is trained with the training flags, drawn, and not saved.
+file is missing, FF and BP are trained with the training flags, drawn, and not saved.
 With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
@@ -22,13 +22,20 @@ With the headline model, the last lines are:
 """
 
 import io
+import os
 import tempfile
+import textwrap
 from pathlib import Path
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
+if __name__ == "__main__":
+    # A notebook exports the name of its backend, and where that is not installed,
+    # matplotlib's import fails. No backend is needed to write files.
+    os.environ.pop("MPLBACKEND", None)
+
 # isort: split
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -129,12 +136,15 @@ def example_images(args, images, labels):
 def example_label_encoded(args, image, label):
     """An image, uint8 (H, W, 3), raw, with its true label and with a wrong one."""
     wrong = (label + 5) % ff.N_CLASSES
-    title, seen = "What the learners see", "FF"
+    title, raw, seen = "What the learners see", "BP", "FF"
+    text = "the label block, magnified  →\nwhite +1, black −1"
     if args.label_input != "corner":
-        title, seen = "The label block (not used by this model)", "block"
+        title = "The label block (not used by this model)"
+        raw, seen = "FF and BP", "block"
+        text = f"Instead of a block, this model has\nlabel weights in every unit.\n\n{text}"
     figure = new_figure(title, args, 10, 5.4)
     panels = (
-        (f"raw, for BP: {ff.CLASSES[label]}", None),
+        (f"raw, for {raw}: {ff.CLASSES[label]}", None),
         (f"{seen}, positive: true label {ff.CLASSES[label]}", label),
         (f"{seen}, negative: wrong label {ff.CLASSES[wrong]}", wrong),
     )
@@ -144,7 +154,6 @@ def example_label_encoded(args, image, label):
         if written is None:
             show_image(axes, image / 255)
             block.axis("off")
-            text = "the label block, magnified  →\nwhite +1, black −1"
             block.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
             continue
         pixels = encoded_image(image, written)
@@ -171,7 +180,7 @@ def receptive_fields(args, layer):
     The scale is set by the initial weights, so that fields that learned little show
     the faint noise they began with; strong weights go beyond it and are clipped.
     """
-    R, W = layer.field, layer.get_weights()[0]
+    R, W = layer.field, layer.get_weights()["W"]
     initial = np.sqrt(2 / W.shape[2])  # standard deviation, He-normal
     limit = FULL_COLOUR * initial
     figure = new_figure("Receptive fields of FF's layer 0", args, 10, 8.8)
@@ -231,16 +240,18 @@ def per_class_accuracy(args, accuracies, n_images):
     return figure
 
 
-def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
-    """Goodness (L, E) of each layer with true and with wrong labels, and theta.
+def is_number(threshold):
+    """Whether there is one theta to draw: not if it is "halfway" or if there is none."""
+    return isinstance(threshold, (int, float))
 
-    There is no one theta to draw where it is "halfway".
-    """
+
+def plot_goodness(axes, epochs, g_true, g_wrong, threshold):
+    """Goodness (L, E) of each layer with true and with wrong labels, and theta."""
     spacing = mark_every(len(epochs))
     for i, g in enumerate(g_true):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         axes.plot(epochs, g, label=f"layer {i}, true label", **look)
-    if threshold != "halfway":
+    if is_number(threshold):
         axes.axhline(threshold, **REFERENCE, label=f"threshold θ = {threshold:g}")
     for i, g in enumerate(g_wrong):
         look = {**LAYER_LOOKS[i], "markevery": spacing, "markerfacecolor": "white"}
@@ -261,6 +272,11 @@ def plot_accuracies(axes, epochs, train, test):
     axes.set(ylabel="accuracy, %")
 
 
+def whole_epochs():
+    """Ticks at whole numbers, even where that leaves room for one only."""
+    return MaxNLocator(integer=True, min_n_ticks=1)
+
+
 def add_headroom(axes, share):
     """Leave `share` of the axes' height free at the top, for the legend."""
     low, high = axes.get_ylim()
@@ -279,7 +295,10 @@ def curves(args, arrays):
     train = {name: arrays[f"{name.lower()}_train_acc"] for name in names}
     test = {name: arrays[f"{name.lower()}_test_acc"] for name in names}
     plot_accuracies(top_left, epochs, train, test)
-    top_left.set_title(f"Accuracy, first {args.eval_subset:,} images of each set")
+    evaluated = f"{args.eval_subset:,} images of each set"
+    if args.train_subset < args.eval_subset:
+        evaluated = f"{args.eval_subset:,} test, {args.train_subset:,} training images"
+    top_left.set_title(f"Accuracy, first {evaluated}")
     top_left.set_ylim(bottom=0)
 
     plot_goodness(
@@ -290,9 +309,13 @@ def curves(args, arrays):
     for i, loss in enumerate(arrays["ff_loss_per_layer"]):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
         low_left.plot(epochs, loss, label=f"layer {i}", **look)
-    alike = "both passes alike" if args.threshold == "halfway" else "all goodness at θ"
-    low_left.axhline(np.log(2), **REFERENCE, label=f"ln 2: {alike}")
-    low_left.set(title="FF: loss, mean of the epoch", ylabel="loss per sample, nats")
+    passes, sample, alike = 2, "sample", "all goodness at θ"
+    if args.threshold == "halfway":
+        alike = "both passes alike"
+    if args.negatives == "all":  # a softmax over the labels of each image
+        passes, sample, alike = ff.N_CLASSES, "image", "all labels alike"
+    low_left.axhline(np.log(passes), **REFERENCE, label=f"ln {passes}: {alike}")
+    low_left.set(title="FF: loss, mean of the epoch", ylabel=f"loss per {sample}, nats")
 
     low_right.set_title("BP: loss, mean of the epoch")
     if args.bp_baseline:
@@ -309,66 +332,83 @@ def curves(args, arrays):
         if axes.lines:
             axes.set_xlabel("epoch")
             axes.set_xlim(0.5, args.n_epochs + 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(whole_epochs())
             add_headroom(axes, 0.1 * -(-len(axes.lines) // 2))
             axes.legend(loc="upper right", ncols=2)
     top_left.set_yticks([tick for tick in top_left.get_yticks() if 0 <= tick <= 100])
     return figure
 
 
+# What the name of a row leaves out: each row shows its seeds, the title the data, and
+# no test accuracy depends on the images that were looked at during training.
+UNNAMED = "seed", "dataset", "eval_subset"
+NAMED_ALWAYS = "label_input", "negatives", "threshold", "temperature"
+NAMED_ALWAYS += "lr", "lr_schedule", "bp_baseline", "bp_lr"
+PHRASES = {
+    "train_subset": "{:,} training images",
+    "n_epochs": "{} epochs",
+    "n_layers": "{} layers",
+    "channels": "{} channels",
+    "batch_size": "batches of {}",
+    "weight_decay": "weight decay {:g}",
+    "augment": "augmented images",
+}
+
+
 def describe(args):
-    """A run in two lines: how it differs from the headline; theta, learning rates."""
-    words = [f"label {args.label_input}, {args.negatives} negatives"]
+    """A run's name: its differences from the headline; theta and learning rates.
+
+    Runs have the same name if and only if they differ in nothing but what is UNNAMED
+    or in how the same settings were given.
+    """
     headline = ff.training_arguments()
-    for name, word in (
-        ("n_layers", f"{args.n_layers} layer{'s' * (args.n_layers > 1)}"),
-        ("channels", f"{args.channels} channels"),
-        ("batch_size", f"batches of {args.batch_size}"),
-        ("weight_decay", f"weight decay {args.weight_decay:g}"),
-        ("augment", "augmented"),
-        ("train_subset", f"{args.train_subset:,} images"),
-        ("n_epochs", f"{args.n_epochs} epochs"),
-    ):
-        if getattr(args, name) != getattr(headline, name):
-            words.append(word)
+    corner = args.label_input == "corner"
+    words = ["label in a corner" if corner else "label to every unit"]
+    words.append(f"{args.negatives} negatives")
+    for name in ff.TRAINING_ARGUMENTS:
+        value = getattr(args, name)
+        if name in UNNAMED + NAMED_ALWAYS or value == getattr(headline, name):
+            continue
+        phrase = PHRASES.get(name, name.replace("_", " ") + " {}").format(value)
+        words.append(phrase.removesuffix("s") if value == 1 else phrase)
     falls = " → 0" if args.lr_schedule == "linear" else ""
-    halfway = args.threshold == "halfway"
-    theta = "θ halfway" if halfway else f"θ = {args.threshold:g}"
-    rates = f"learning rate {args.lr:g}{falls}"
+    numbers = [f"learning rate {args.lr:g}{falls}"]
     if args.temperature != headline.temperature:
-        theta += f", T = {args.temperature:g}"
+        numbers.insert(0, f"T = {args.temperature:g}")
+    if args.threshold is not None:
+        halfway = args.threshold == "halfway"
+        numbers.insert(0, "θ halfway" if halfway else f"θ = {args.threshold:g}")
     if args.bp_baseline:
-        rates += f", of BP {args.bp_lr or args.lr:g}{falls}"
-    if len(words) > 3:
-        words[2] = "\n" + words[2]
-    return ", ".join(words).replace(" \n", "\n") + f"\n{theta}, {rates}"
+        numbers.append(f"of BP {args.bp_lr or args.lr:g}{falls}")
+    # Lines break at commas only.
+    unbroken = ", ".join(word.replace(" ", "\N{NO-BREAK SPACE}") for word in words)
+    lines = textwrap.fill(unbroken, 64).replace("\N{NO-BREAK SPACE}", " ")
+    return f"{lines}\n{', '.join(numbers)}"
 
 
 def closing_the_gap(runs):
     """Test accuracies of FF and BP in many runs, seed by seed, and their means.
 
-    runs: (arguments, arrays of model.npz) each; those that differ in their seed alone
-    share a row.
+    runs: (arguments, arrays of model.npz) each; those of one name share a row
     """
     groups = {}
     for args, arrays in runs:
-        same = tuple(
-            value for name, value in sorted(vars(args).items()) if name != "seed"
-        )
-        groups.setdefault(same, []).append((args, arrays))
+        groups.setdefault(describe(args), []).append(arrays)
     rows = []
-    for group in groups.values():
+    for row, group in groups.items():
         accuracies = {}
         for name in ("FF", "BP"):
             key = f"{name.lower()}_full_test_acc"
-            found = [100 * float(arrays[key]) for _, arrays in group if key in arrays]
+            found = [100 * float(arrays[key]) for arrays in group if key in arrays]
             if found:
                 accuracies[name] = found
-        rows.append((describe(group[0][0]), accuracies))
+        rows.append((row, accuracies))
     rows.sort(key=lambda row: np.mean(row[1]["FF"]))
 
     title = "Closing the gap: all 10,000 test images"
-    figure = new_figure(title, runs[0][0], 11, 1.9 + 0.55 * len(rows))
+    lines = max(row.count("\n") + 1 for row in groups)
+    height = 2.4 + (0.19 + 0.18 * lines) * len(rows)
+    figure = new_figure(title, runs[0][0], 11, height)
     axes = figure.subplots()
     for y, (_, accuracies) in enumerate(rows):
         means = {name: np.mean(values) for name, values in accuracies.items()}
@@ -382,7 +422,7 @@ def closing_the_gap(runs):
             side = -1 if mean == min(means.values()) else 1
             axes.annotate(
                 f"{mean:.1f}",
-                (mean, at),
+                (min(values) if side < 0 else max(values), at),
                 xytext=(10 * side, 0),
                 textcoords="offset points",
                 ha="right" if side < 0 else "left",
@@ -390,9 +430,10 @@ def closing_the_gap(runs):
                 fontsize=10.5,
                 color=colour,
             )
-    for name in ("FF", "BP"):
+    for name in sorted({name for _, row in rows for name in row}, reverse=True):
         look = LEARNER_LOOKS[name]
-        axes.plot([], [], look["marker"], color=look["color"], ms=10, label=name)
+        label = f"{name}, mean"
+        axes.plot([], [], look["marker"], color=look["color"], ms=8, label=label)
     axes.plot([], [], ".", color="0.2", ms=4, label="one seed")
     axes.axvline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=10.5)
@@ -401,7 +442,17 @@ def closing_the_gap(runs):
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("test accuracy, %")
-    axes.legend(loc="lower right")
+    # Above the axes, where it can cover no point.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
+    headline = ff.training_arguments()
+    figure.supxlabel(
+        f"Where a row does not say otherwise: {headline.n_layers} layers, "
+        f"{headline.channels} channels, {headline.train_subset:,} training images, "
+        f"{headline.n_epochs} epochs, batches of {headline.batch_size}.\n"
+        "θ: threshold of the goodness; halfway: between an image's two passes. T: "
+        f"temperature, else {headline.temperature:g}. → 0: falling linearly.",
+        fontsize=10.5,
+    )
     return figure
 
 
@@ -467,10 +518,24 @@ def draw_model(args, parser):
 
 def draw_runs(args, _):
     """The figure that compares many saved runs, and how to tell lines about them."""
-    runs = [ff.load_model(path)[1:] for path in args.runs]
-    for path, (_, arrays) in zip(args.runs, runs, strict=True):
+    runs, paths = [], {}
+    for path in args.runs:
+        _, trained, arrays = ff.load_model(path)
         if "ff_full_test_acc" not in arrays:
             raise ff.RunError(f"{path} was not made with --full-test")
+        runs.append((trained, arrays))
+        data, others = data_name(trained), data_name(runs[0][0])
+        if data != others:
+            raise ff.RunError(
+                f"{path} is of {data}, {args.runs[0]} of {others}: one figure compares "
+                "runs on the same data"
+            )
+        twin = paths.setdefault((describe(trained), trained.seed), len(runs) - 1)
+        if twin != len(runs) - 1:
+            raise ff.RunError(
+                f"{args.runs[twin]} and {path} have the same settings and seed: one run "
+                "counts once"
+            )
     return ff.teller(runs[0][0]), {"closing_the_gap": closing_the_gap(runs)}
 
 
@@ -480,9 +545,12 @@ def main():
         "python3 visualize_ff_cifar_locally_connected.py --model model.npz",
     )
     help = "file made with --save (default: model.npz); trains a model if there is none"
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--model", type=Path, default="model.npz", metavar="FILE", help=help
     )
+    help = "draw closing_the_gap.png of these saved runs instead (default: none)"
+    what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
     help = f"test images behind the accuracies by class (default: {ff.N_TEST})"
     parser.add_argument(
         "--per-class-test-subset",
@@ -493,10 +561,13 @@ def main():
     )
     help = "folder of the figures, made if there is none (default: viz)"
     parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
-    help = "draw closing_the_gap.png of these saved runs instead (default: none)"
-    parser.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
     ff.add_training_flags(parser)
+    parser.set_defaults(bp_baseline=True)
     args = ff.parse(parser)
+    for name, value in vars(args).items():
+        unused = name not in ("runs", "model", "outdir")
+        if args.runs and unused and value != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no meaning with --runs")
     try:
         args.outdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=args.outdir):
@@ -504,7 +575,8 @@ def main():
     except OSError as error:
         parser.error(f"cannot write into {args.outdir}: {error.strerror or error}")
 
-    with matplotlib.rc_context(STYLE):
+    # "default": the user's own settings must not change the figures.
+    with matplotlib.style.context(["default", STYLE]):
         draw = draw_runs if args.runs else draw_model
         tell, figures = draw(args, parser)
         for name, figure in figures.items():

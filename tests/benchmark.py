@@ -128,7 +128,7 @@ def main():
 
     def plain_layers(layers):
         return [
-            plain.Layer(*layer.get_weights(), layer.field, np.float32)
+            plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
             for layer in layers
         ]
 

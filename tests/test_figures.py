@@ -1,5 +1,6 @@
 """The figures and the animation: what is drawn, what is written, what is said."""
 
+import os
 import re
 import subprocess
 import sys
@@ -71,10 +72,11 @@ def call(data, monkeypatch, capsys):
     return call
 
 
-def script(module, *flags):
+def script(module, *flags, **environment):
     """The script in a process of its own: exit code, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, module.__file__, *map(str, flags)],
+        env=os.environ | environment,
         capture_output=True,
         check=False,
         text=True,
@@ -173,7 +175,8 @@ def test_receptive_fields_are_the_saved_weights_of_the_same_channels_everywhere(
 
 
 def test_a_smaller_stack_than_the_paper_has_can_be_drawn():
-    layer = ff.LocallyConnected(np.random.default_rng(0), 32, 3, 29, 2)
+    connection = ff.Connection(np.random.default_rng(0), 32, 3, 29, 2)
+    layer = ff.Layer([connection])
     figure = viz.receptive_fields(arguments(), layer)
     assert len(figure.axes) == 2 * 6
 
@@ -245,6 +248,64 @@ def test_a_threshold_halfway_is_no_line_among_the_curves_but_named_with_the_run(
     assert "θ halfway, learning rate 0.01" in viz.describe(args)
 
 
+def test_the_curves_say_how_many_images_the_accuracies_are_of(models):
+    _, args, arrays = ff.load_model(models())
+    for seen, title in (
+        (50, "first 50 images of each set"),
+        (200, "first 200 images of each set"),
+        (1000, "first 1,000 test, 200 training images"),
+    ):
+        args.eval_subset = seen
+        assert title in viz.curves(args, arrays).axes[0].title.get_text()
+
+
+def test_one_epoch_is_drawn_without_half_epochs(models):
+    _, args, arrays = ff.load_model(models())
+    args.n_epochs = 1
+    first = {name: array[..., :1] for name, array in arrays.items() if array.ndim}
+    for axes in viz.curves(args, first).axes:
+        ticks = [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5]
+        assert ticks == [1]
+
+
+def test_without_a_label_block_no_figure_says_that_the_model_sees_one(models, data):
+    learners, args, _ = ff.load_model(models())
+    args.label_input = "everywhere"
+    figure = viz.example_label_encoded(args, data[2][0], data[3][0])
+    assert "not used by this model" in figure.get_suptitle()
+    titles = [axes.title.get_text() for axes in figure.axes[:3]]
+    assert titles[0].startswith("raw, for FF and BP")
+    assert not any("FF" in title for title in titles[1:])
+    fields = viz.receptive_fields(args, learners["FF"].layers[0])
+    assert not any(axes.patches for axes in fields.axes)
+    assert "Cyan" not in fields.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    "settings, label, level",
+    [
+        ({"threshold": 2.0}, "ln 2: all goodness at θ", np.log(2)),
+        ({"threshold": "halfway"}, "ln 2: both passes alike", np.log(2)),
+        (
+            {"threshold": None, "negatives": "all"},
+            "ln 10: all labels alike",
+            np.log(10),
+        ),
+    ],
+)
+def test_ff_loss_is_held_against_that_of_a_layer_that_tells_nothing_apart(
+    models, settings, label, level
+):
+    _, args, arrays = ff.load_model(models())
+    vars(args).update(settings)
+    (line,) = [
+        line
+        for line in viz.curves(args, arrays).axes[2].lines
+        if line.get_label().startswith("ln")
+    ]
+    assert (line.get_label(), line.get_ydata()[0]) == (label, level)
+
+
 def test_without_bp_the_curves_say_which_flag_brings_it(models):
     _, args, arrays = ff.load_model(models(2, False))
     accuracy, _, _, bp_loss = viz.curves(args, arrays).axes
@@ -264,6 +325,17 @@ def test_a_missing_model_is_trained_and_said_and_not_saved(call, tmp_path):
     assert all(line.startswith("[synthetic] ") for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["viz"]
     assert sorted(path.name for path in outdir.iterdir()) == FIGURES
+
+
+@pytest.mark.parametrize("flags, names", [([], "FF BP"), (["--no-bp-baseline"], "FF")])
+def test_without_a_model_backprop_is_trained_too_unless_it_is_refused(
+    call, tmp_path, flags, names
+):
+    small = *SMALL, "--n-epochs", 1, "--n-layers", 1, "--per-class-test-subset", 20
+    model = "--model", tmp_path / "none.npz", "--outdir", tmp_path / "viz"
+    lines = call(viz.main, *model, *small, *flags)
+    (header,) = [line for line in lines if " images " in line and " class " in line]
+    assert header.replace(" %", "").split()[3:] == names.split()
 
 
 def test_the_model_that_visualize_trains_is_the_one_that_the_main_script_trains(
@@ -305,9 +377,121 @@ def test_runs_are_compared_in_one_figure_by_the_mean_of_their_seeds(
     runs = [ff.load_model(path)[1:] for path in paths]
     (axes,) = viz.closing_the_gap(runs).axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
-    assert [row.split(",")[0] for row in rows] == ["label everywhere", "label corner"]
+    expected = ["label to every unit", "label in a corner"]
+    assert [row.split(",")[0] for row in rows] == expected
     assert [text.get_text() for text in axes.texts] == ["20.0", "25.0", "25.0", "30.0"]
-    assert rows[0].splitlines()[1] == "θ = 2, learning rate 0.01, of BP 0.01"
+    assert rows[0].splitlines()[-1] == "θ = 2, learning rate 0.01, of BP 0.01"
+
+
+OTHER_VALUES = {
+    "train_subset": 100,
+    "n_epochs": 1,
+    "n_layers": 1,
+    "channels": 1,
+    "batch_size": 1,
+    "lr": 0.1,
+    "lr_schedule": "linear",
+    "weight_decay": 0.1,
+    "augment": True,
+    "label_input": "everywhere",
+    "negatives": "sampled",
+    "threshold": "halfway",
+    "temperature": 0.1,
+    "bp_baseline": True,
+}
+
+
+def test_a_row_is_named_after_all_that_decides_its_accuracy_and_nothing_else():
+    names = [viz.describe(ff.training_arguments())]
+    for name, value in OTHER_VALUES.items():
+        names.append(viz.describe(ff.training_arguments(**{name: value})))
+    assert len(set(names)) == len(names)
+    for same in ({"seed": 7}, {"eval_subset": 7}, {"threshold": 2}):
+        assert viz.describe(ff.training_arguments(**same)) == names[0]
+    with_bp = viz.describe(ff.training_arguments(bp_baseline=True, lr=0.01))
+    same = ff.training_arguments(bp_baseline=True, bp_lr=0.01)
+    assert viz.describe(same) == with_bp
+    other = ff.training_arguments(bp_baseline=True, bp_lr=0.02)
+    assert viz.describe(other) != with_bp
+
+
+def test_a_setting_without_words_of_its_own_is_named_too(monkeypatch):
+    known, args = ff.training_arguments(look_ahead=0), arguments()
+    monkeypatch.setattr(ff, "training_arguments", lambda: known)
+    monkeypatch.setattr(
+        ff, "TRAINING_ARGUMENTS", (*ff.TRAINING_ARGUMENTS, "look_ahead")
+    )
+    args.look_ahead = 3
+    assert "look ahead 3" in viz.describe(args)
+
+
+def save_run(path, accuracy=0.3, **changes):
+    """A model of one tiny layer that was not trained, but "tested"."""
+    changes = {"dataset": "cifar10"} | changes
+    args = ff.training_arguments(n_layers=1, channels=1, n_epochs=1, **changes)
+    learners = ff.make_learners(args)
+    for learner in learners:
+        ff.set_epochs(learner, 1)
+    tested = {learner.name: np.float64(accuracy) for learner in learners}
+    ff.save_npz(path, ff.model_arrays(args, learners, tested))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"dataset": "synthetic", "seed": 1}, "SYNTHETIC DATA"),
+        ({}, "same settings and seed"),
+        ({"eval_subset": 9}, "same settings and seed"),
+    ],
+)
+def test_runs_that_are_no_fair_comparison_are_refused(call, tmp_path, changes, words):
+    first = save_run(tmp_path / "first.npz")
+    second = save_run(tmp_path / "second.npz", **changes)
+    outdir = tmp_path / "viz"
+    for paths in ([first, second], [second, first]):
+        with pytest.raises(ff.RunError, match=words) as refused:
+            call(viz.main, "--runs", *paths, "--outdir", outdir)
+        assert "first.npz" in str(refused.value)
+        assert "second.npz" in str(refused.value)
+    assert not list(outdir.iterdir())
+
+
+def test_a_run_given_twice_does_not_count_as_two_seeds(call, tmp_path):
+    path = save_run(tmp_path / "run.npz")
+    with pytest.raises(ff.RunError, match="one run counts once"):
+        call(viz.main, "--runs", path, path, "--outdir", tmp_path)
+
+
+@pytest.mark.parametrize("accuracies", [[0.1], [0.6], [0.1, 0.5, 0.99]])
+def test_no_text_of_the_figure_of_runs_covers_another_or_a_point(tmp_path, accuracies):
+    runs = []
+    for k, accuracy in enumerate(accuracies):
+        path = tmp_path / f"{k}.npz"
+        changes = {
+            "bp_baseline": True,
+            "batch_size": k + 1,
+            "label_input": "everywhere",
+        }
+        save_run(path, accuracy, **changes)
+        runs.append(ff.load_model(path)[1:])
+    with matplotlib.style.context(["default", viz.STYLE]):
+        figure = viz.closing_the_gap(runs)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        points = [
+            axes.transData.transform(point)
+            for line in axes.lines
+            if line.get_marker() != "None"
+            for point in line.get_xydata()
+        ]
+        parts = [axes.get_legend(), *axes.texts, *axes.get_yticklabels()]
+        parts += [figure._suptitle, figure._supxlabel, axes.xaxis.label]
+        boxes = [part.get_window_extent() for part in parts]
+    assert len(points) == 4 * len(accuracies)
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert not any(box.contains(*point) for point in points)
 
 
 def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
@@ -324,6 +508,13 @@ def test_a_write_that_fails_is_one_error_and_leaves_nothing_behind(tmp_path):
 
 
 # ---------------------------------------------------------------- animation
+
+
+CORNER = {"label_input": "corner", "threshold": 2.0}
+CORNER_HALFWAY = {"label_input": "corner", "threshold": "halfway"}
+EVERYWHERE = {"label_input": "everywhere", "threshold": 0.3}
+HALFWAY = {"label_input": "everywhere", "threshold": "halfway", "negatives": "sampled"}
+ANIMATED = CORNER, CORNER_HALFWAY, EVERYWHERE, HALFWAY
 
 
 @pytest.mark.parametrize(
@@ -387,8 +578,12 @@ def test_mean_goodness_is_that_of_each_image_with_its_true_and_nine_wrong_labels
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
+@pytest.mark.parametrize("settings", ANIMATED)
+def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(
+    data, n_layers, settings
+):
     args = arguments(n_layers, False)
+    vars(args).update(settings)
     snapshots = animation.make_snapshots(args, data, lambda line: None)
     frames = [
         animation.draw_frame(args, snapshots, last, data[2][0], data[3][0])
@@ -404,7 +599,100 @@ def test_axes_stay_as_they_are_from_the_first_frame_to_the_last(data, n_layers):
         for curves in (goodness, accuracy):  # all of it is within the axes
             for line in curves.lines:
                 assert np.max(line.get_ydata()) <= curves.get_ylim()[1]
-        assert max(bar.get_width() for bar in labels.patches) <= labels.get_xlim()[1]
+        assert max(accuracy.get_yticks()) <= 100
+        low, high = labels.get_xlim()
+        for bar in labels.patches:
+            assert low <= min(0, bar.get_width()) <= max(0, bar.get_width()) <= high
+        for line in labels.lines:  # theta, or zero
+            assert low <= line.get_xdata()[0] <= high
+
+
+def draw_last_frame(data, n_layers, settings):
+    args = arguments(n_layers, False, n_epochs=1)
+    vars(args).update(settings)
+    snapshots = animation.make_snapshots(args, data, lambda line: None)
+    frame = animation.draw_frame(args, snapshots, 1, data[2][0], data[3][0])
+    return snapshots[1], frame
+
+
+@pytest.mark.parametrize(
+    "n_layers, settings, xlabel, theta",
+    [
+        (1, CORNER, "mean(h²), layer 0 (dotted: θ)", 2),
+        (2, CORNER, "mean(h²), layer 1 (dotted: θ)", 2),
+        (3, CORNER, "mean(h²), layers 1 to 2 (dotted: 2θ)", 4),
+        (4, EVERYWHERE, "mean(h²), layers 0 to 3 (dotted: 4θ)", 1.2),
+        (1, EVERYWHERE, "mean(h²), layer 0 (dotted: θ)", 0.3),
+        (2, HALFWAY, "mean(h²), layers 0 to 1, above average", None),
+        (2, CORNER_HALFWAY, "mean(h²), layer 1, above average", None),
+    ],
+)
+def test_the_bars_are_the_goodness_of_the_layers_that_predict(
+    data, n_layers, settings, xlabel, theta
+):
+    snapshot, frame = draw_last_frame(data, n_layers, settings)
+    goodness, _, _, labels = frame.axes
+    assert labels.get_xlabel() == xlabel
+    lengths = [bar.get_width() for bar in labels.patches]
+    average = snapshot.demo.mean() if theta is None else 0
+    np.testing.assert_allclose(lengths, snapshot.demo - average)
+    (line,) = labels.lines
+    assert line.get_xdata()[0] == pytest.approx(theta or 0)
+    dotted = [line for line in goodness.lines if "θ" in line.get_label()]
+    assert len(dotted) == (theta is not None)
+
+
+@pytest.mark.parametrize("settings", ANIMATED)
+def test_the_demo_image_is_what_the_network_sees(data, settings):
+    _, frame = draw_last_frame(data, 2, settings)
+    picture = frame.axes[2]
+    block = settings["label_input"] == "corner"
+    image = data[2][0] / 255
+    if block:
+        image = viz.encoded_image(data[2][0], data[3][0]).clip(0, 1)
+    np.testing.assert_allclose(picture.images[0].get_array(), image)
+    assert bool(picture.patches) == block
+    title = picture.title.get_text()
+    assert ("with its true label" in title, "raw, no label" in title) == (
+        block,
+        not block,
+    )
+
+
+def test_labels_that_all_score_the_same_but_for_rounding_are_no_prediction(data):
+    args = arguments(2, False)
+    vars(args).update(HALFWAY)
+    learner = ff.make_learners(args)[0]
+    demo = learner.label_scores(data[2][:1])[:, 0]
+    axes = matplotlib.figure.Figure().subplots()
+    animation.draw_labels(axes, args, [0, 1], demo, label=7)
+    assert [text.get_text() for text in axes.texts] == [" ◀ true label"]
+
+
+@pytest.mark.parametrize(
+    "fps, milliseconds",
+    [(4, 250), (50, 20), (40, 30), (45, 20), (3, 330), (0.1, 10_000), (100 / 3, 30)],
+)
+def test_the_speed_of_the_gif_is_the_nearest_that_its_steps_of_10_ms_allow(
+    fps, milliseconds
+):
+    assert animation.frame_time(fps) == milliseconds
+
+
+def test_the_last_frame_is_never_shorter_than_the_others():
+    frames = [np.full((8, 8, 3), 80 * i, np.uint8) for i in range(3)]
+    with Image.open(animation.io.BytesIO(animation.make_gif(frames, fps=0.2))) as gif:
+        for i in range(3):
+            gif.seek(i)
+            assert gif.info["duration"] == 5000
+
+
+def test_a_speed_that_is_not_the_one_asked_for_is_said(call, tmp_path):
+    flags = *SMALL, "--epochs", 1, "--n-layers", 1, "--out", tmp_path / "a.gif"
+    assert (
+        "2 frames, 33.3 a second (instead of 40), "
+        in call(animation.main, *flags, "--fps", 40)[-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,7 +703,7 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
     axes = matplotlib.figure.Figure().subplots()
     demo = np.linspace(1, 2, 10)
     demo[best] = 3
-    animation.draw_labels(axes, arguments(), demo, label=7)
+    animation.draw_labels(axes, arguments(), [1], demo, label=7)
     assert {text.get_text().removeprefix(" ◀ ") for text in axes.texts} == texts
     assert [k for k, bar in enumerate(axes.patches) if bar.get_hatch()] == [7]
 
@@ -430,12 +718,16 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--per-class-test-subset", "10001"]),
         (viz, ["--outdir", __file__]),
         (viz, ["--n-layers", "5"]),
-        (viz, ["--bp-lr", "0.1"]),
+        (viz, ["--bp-lr", "0.1", "--no-bp-baseline"]),
+        (viz, ["--model", "model.npz", "--runs", "a.npz"]),
+        (viz, ["--seed", "1", "--runs", "a.npz"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),
         (animation, ["--out", "no/such/folder/a.gif"]),
         (animation, ["--bp-baseline"]),
+        (animation, ["--bp-lr", "0.1"]),
+        (animation, ["--label-input", "nowhere"]),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_one_line_of_usage_error(module, flags):
@@ -443,6 +735,57 @@ def test_a_flag_that_makes_no_sense_is_one_line_of_usage_error(module, flags):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{Path(module.__file__).name}: error: " in err
     assert flags[0] in err or flags[1] in err
+
+
+# Settings that a user may have for figures of his own.
+MATPLOTLIBRC = """
+backend: module://backend_of_another_program
+image.origin: lower
+axes.facecolor: black
+axes.grid.axis: x
+axes.xmargin: 0.3
+axes.labelcolor: white
+axes.titlelocation: right
+text.color: white
+text.usetex: True
+font.size: 30
+lines.linewidth: 9
+legend.loc: lower left
+legend.framealpha: 1
+figure.facecolor: yellow
+savefig.facecolor: red
+savefig.transparent: True
+savefig.bbox: tight
+xtick.labelsize: 4
+axes.prop_cycle: cycler(color=["white"])
+"""
+
+
+@pytest.mark.parametrize(
+    "module, flags",
+    [
+        (viz, ["--model", "{model}", "--per-class-test-subset", "20", "--outdir"]),
+        (animation, [*SMALL, "--epochs", "1", "--out"]),
+    ],
+)
+def test_what_is_drawn_does_not_depend_on_the_settings_of_the_user(
+    call, models, tmp_path, module, flags
+):
+    flags = [flag.format(model=models()) for flag in flags]
+    (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
+    call(module.main, *flags, tmp_path / "expected")
+    code, _, err = script(
+        module,
+        *flags,
+        tmp_path / "found",
+        MATPLOTLIBRC=str(tmp_path / "matplotlibrc"),
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+    )
+    assert code == 0, err
+    expected, found = tmp_path / "expected", tmp_path / "found"
+    names = FIGURES if expected.is_dir() else [""]
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 def test_a_damaged_model_is_one_line_and_no_figure(models, tmp_path):
@@ -456,10 +799,19 @@ def test_a_damaged_model_is_one_line_and_no_figure(models, tmp_path):
     assert not list((tmp_path / "viz").glob("*"))
 
 
+DEFAULTS = {
+    viz: {"--n-epochs": "10", "--train-subset": "10000", "--bp-baseline": "True"},
+    animation: {"--epochs": "8", "--train-subset": "4000", "--eval-subset": "500"},
+}
+
+
 @pytest.mark.parametrize("module", [viz, animation])
 def test_help_shows_every_default(module):
     code, out, _ = script(module, "--help")
     assert code == 0
-    flags = re.findall(r"^  (--[a-z-]+) (?:[A-Z]+|\{)", out, re.MULTILINE)
+    flags = re.findall(r"^  (--[a-z-]+),? (?:[A-Z]+|\{|--no-)", out, re.MULTILINE)
     assert len(flags) > 10
     assert len(re.findall(r"default:", out)) == len(flags)
+    words = " ".join(out.split())
+    for flag, default in DEFAULTS[module].items():
+        assert re.search(rf"{flag}\b[^(]*\(default: {default}\)", words), flag

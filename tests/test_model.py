@@ -297,6 +297,13 @@ def test_sampled_negatives_are_never_true_and_follow_the_goodness(label_input):
 # ------------------------------------------------------------------------- FF
 
 
+def randomise_label_weights(learner, rng):
+    """At zero, as training begins, all passes are equal and nothing but V learns."""
+    for layer in learner.layers:
+        if layer.V:
+            layer.V.value[:] = 0.1 * rng.standard_normal(layer.V.value.shape)
+
+
 def negatives_of(learner, images, labels):
     """The wrong labels (P-1, B) that the next train_step will choose."""
     if learner.negatives == "all":
@@ -330,9 +337,10 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
     loss = {"threshold": threshold, "temperature": temperature}
     flags = {"label_input": label_input, "negatives": negatives, **loss}
     learner = make_ff(n_layers=n_layers, lr=1e-3, **flags)
+    rng = np.random.default_rng(5)
+    randomise_label_weights(learner, rng)
     layers = [plain_layer(layer) for layer in learner.layers]
     oracle = plain.ForwardForward(layers, 1e-3, np.float64, **loss)
-    rng = np.random.default_rng(5)
     for _ in range(3):
         images = random_images(rng, B)
         labels = rng.integers(0, 10, B).astype(np.uint8)
@@ -348,10 +356,9 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
                 # Adam's first steps have the size of the learning rate whatever the
                 # gradient: where that is tiny, rounding decides. Most agree far better.
                 error = np.abs(found.reshape(wanted.shape) - wanted)
-                # More so where the gradients of two or ten passes nearly cancel.
-                most, mean = {"halfway": (1e-3, 5e-6), None: (2e-3, 2e-5)}.get(
-                    threshold, (2e-4, 1e-6)
-                )
+                # More so where the gradients of passes nearly cancel.
+                cancel = threshold in ("halfway", None)
+                most, mean = (1e-3, 5e-6) if cancel else (2e-4, 1e-6)
                 assert error.max() < most
                 assert error.mean() < mean
     images = random_images(rng, 9)
@@ -376,9 +383,7 @@ def test_ff_gradient_agrees_with_central_differences(label_input, loss):
     B = 6
     images = random_images(rng, B)
     labels = rng.integers(0, 10, B).astype(np.uint8)
-    for layer in learner.layers:
-        if layer.V:
-            layer.V.value[:] = 0.1 * rng.standard_normal(layer.V.value.shape)
+    randomise_label_weights(learner, rng)
     negatives = negatives_of(learner, images, labels)
     oracles = [plain_layer(layer) for layer in learner.layers]
     learner.adam = Keep()

@@ -271,7 +271,7 @@ def model_bytes():
     )
     learners = ff.make_learners(args)
     for one in learners:
-        one.history = np.full((2, one.history.shape[1]), 0.5)
+        ff.set_epochs(one, 2)
     arrays = ff.model_arrays(args, learners, {"FF": 0.5})
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -472,10 +472,10 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_in_one_line(run, tmp_pa
     good = arrays_of(path)
     state = json.loads(str(good["state"]))
     for changes in (
-        {"FF_history": good["FF_history"][:, 1:]},
-        {"FF_history": good["FF_history"].astype(np.int64)},
+        {"ff_g_pos": good["ff_g_pos"][:, 1:]},
+        {"ff_g_pos": good["ff_g_pos"].astype(np.int64)},
         {"FF_0_m": good["FF_0_m"][1:]},
-        {"BP_history": good["FF_history"]},
+        {"bp_loss": good["ff_g_pos"][0]},
         {"state": json.dumps(state | {"steps": ["many"]})},
         {"state": json.dumps(state | {"steps": []})},
         {"state": json.dumps(state | {"generators": [{}, {}]})},
