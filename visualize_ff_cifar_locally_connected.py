@@ -564,9 +564,10 @@ def main():
     ff.add_training_flags(parser)
     parser.set_defaults(bp_baseline=True)
     args = ff.parse(parser)
+    defaults = vars(ff.with_threshold(parser.parse_args([])))
     for name, value in vars(args).items():
         unused = name not in ("runs", "model", "outdir")
-        if args.runs and unused and value != parser.get_default(name):
+        if args.runs and unused and value != defaults[name]:
             parser.error(f"--{name.replace('_', '-')} has no meaning with --runs")
     try:
         args.outdir.mkdir(parents=True, exist_ok=True)
