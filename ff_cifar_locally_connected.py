@@ -1113,6 +1113,8 @@ TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
 CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 
+ARCHIVES = "cifar-10-binary.tar.gz (Toronto's) or cifar10.zip (Kaggle's)"  # by hand
+
 TIMEOUT = 10.0  # seconds without a single byte from a server
 FLOOR_SPEED, FLOOR_SECONDS = 100e3, 10.0  # bytes/s, judged over this many seconds
 RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
@@ -1126,12 +1128,12 @@ def load_cifar10(cache_dir=None):
     Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
     test_y (10000,), all uint8. The cache folder is `cache_dir`, else
     $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
-    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises RunError.
+    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises NoData where nothing
+    is at hand and no server has it, and RunError for all else.
     """
-    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
-    folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
+    folder = cache_folder(cache_dir)
     cached = folder / "cifar10.npz"
-    tried = []
+    tried, at_hand = [], False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -1147,8 +1149,10 @@ def load_cifar10(cache_dir=None):
         (KAGGLE_URL, read_kaggle),
     ):
         try:
-            if isinstance(source, Path) and not source.exists():
-                continue
+            if isinstance(source, Path):
+                if not source.exists():
+                    continue
+                at_hand = True
             arrays = read_source(source, read, folder)
         except RunError as error:
             tried.append(str(error))
@@ -1163,10 +1167,20 @@ def load_cifar10(cache_dir=None):
             save_npz(cached, arrays)
             say(f"made {cached} from {source}")
         return tuple(arrays[name] for name in empty_arrays())
-    raise RunError(
-        f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
-        f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
+    # Whoever has a file there means the real data, even where it is damaged.
+    raise (RunError if at_hand else NoData)(
+        f"no CIFAR-10 from {'; '.join(tried)}. Put {ARCHIVES} into {folder}, or use "
+        "--dataset synthetic"
     )
+
+
+def cache_folder(cache_dir=None):
+    """`cache_dir`, else $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar; or RunError."""
+    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
+    try:
+        return Path(folder or "~/.cache/hinton-cifar").expanduser()
+    except RuntimeError as error:  # a user without a home
+        raise RunError(f"{error} Give a folder for the data: --cache-dir") from error
 
 
 def read_source(source, read, folder):
@@ -1576,6 +1590,10 @@ class RunError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+class NoData(RunError):
+    """No source has CIFAR-10."""
+
+
 def show_progress(text):
     """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
     if sys.stderr.isatty():
@@ -1649,9 +1667,10 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
-        choices=("cifar10", "synthetic"),
-        default="cifar10",
-        help="default: cifar10; synthetic: made-up gratings, without a network",
+        choices=("auto", "cifar10", "synthetic"),
+        default="auto",
+        help="default: auto, which is cifar10 or, where no source has it, synthetic: "
+        "made-up gratings, without a network",
     )
     group.add_argument(
         "--cache-dir",
@@ -1744,11 +1763,14 @@ def with_threshold(args):
 
 
 def training_arguments(recipe="headline", **changes):
-    """The flags' values of a recipe with `changes`, for use without a command line."""
+    """The flags' values of a recipe with `changes`, for use without a command line.
+
+    The dataset, which names the data in what is saved, is cifar10.
+    """
     parser = Parser()
     add_training_flags(parser)
     args = parser.parse_args([])
-    vars(args).update(RECIPES[recipe] | changes, recipe=recipe)
+    vars(args).update({"dataset": "cifar10"} | RECIPES[recipe] | changes, recipe=recipe)
     return with_threshold(args)
 
 
@@ -1759,16 +1781,40 @@ TRAINING_ARGUMENTS = tuple(
 
 
 def load_data(args):
-    """train_x, train_y, test_x, test_y of --dataset."""
-    if args.dataset == "synthetic":
-        return make_synthetic()
-    return load_cifar10(args.cache_dir)
+    """train_x, train_y, test_x, test_y of --dataset; "auto" becomes what it comes to."""
+    if args.dataset != "synthetic":
+        try:
+            data = load_cifar10(args.cache_dir)
+            args.dataset = "cifar10"
+            return data
+        except NoData:
+            if args.dataset == "cifar10":
+                raise
+        args.dataset = "synthetic"
+        say(
+            TAG
+            + "no source has CIFAR-10: made-up images run instead. For the real data, "
+            f"put {ARCHIVES} into {cache_folder(args.cache_dir)}"
+        )
+    return make_synthetic()
+
+
+TAG = "[synthetic] "
 
 
 def teller(args):
     """print, but every line about synthetic data says so."""
-    tag = "[synthetic] " if args.dataset == "synthetic" else ""
-    return lambda line="": print(tag + line, flush=True)
+
+    def tell(line=""):
+        print((TAG if args.dataset == "synthetic" else "") + line, flush=True)
+
+    return tell
+
+
+def tell_data(args, tell):
+    """The last line of a script, where its results are not of CIFAR-10."""
+    if args.dataset == "synthetic":
+        tell("these are not CIFAR-10 results: the images are made up")
 
 
 def versions():
@@ -1888,6 +1934,7 @@ def main():
         save_npz(args.save, arrays)
         tell()
         tell(f"saved {args.save} ({args.save.stat().st_size / 1e6:.1f} MB)")
+    tell_data(args, tell)
 
 
 if __name__ == "__main__":

@@ -301,6 +301,7 @@ def main():
     wanted, played = f"{args.fps:.3g}", f"{1000 / frame_time(args.fps):.3g}"
     instead = f", {played} a second (instead of {wanted})" if played != wanted else ""
     tell(f"wrote {args.out}: {len(frames)} frames{instead}, {len(gif) / 1e3:.0f} kB")
+    ff.tell_data(args, tell)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_help_shows_every_default(run):
     code, out, _ = run("--help")
     assert code == 0
     out = " ".join(out.split())
-    for default in ("10000", "1000", "10", "2", "64", "0.01", "2.0", "cifar10"):
+    for default in ("10000", "1000", "10", "2", "64", "0.01", "2.0", "auto"):
         assert f"default: {default}" in out
 
 
@@ -517,7 +517,7 @@ def test_a_learning_rate_that_diverges_is_one_line(run, tmp_path, flags, words):
 
 
 def test_no_data_is_one_line_and_exit_code_1(run, tmp_path):
-    code, out, err = run("--cache-dir", tmp_path / "nothing")
+    code, out, err = run("--dataset=cifar10", "--cache-dir", tmp_path / "nothing")
     assert (code, out) == (1, "")
     *given_up, last = err.splitlines()
     assert all(line.startswith("gave up on ") for line in given_up)
@@ -529,3 +529,41 @@ def test_every_line_about_synthetic_data_says_so():
     command = sys.executable, ff.__file__, *flags, "--eval-subset=16"
     out = subprocess.check_output(command, text=True, timeout=60)
     assert all(line.startswith("[synthetic] ") for line in out.splitlines())
+
+
+def test_where_no_source_has_cifar10_the_synthetic_set_runs_and_says_so(run, tmp_path):
+    folder, path = tmp_path / "nothing", tmp_path / "m.npz"
+    code, out, err = run("--n-epochs=1", "--save", path, "--cache-dir", folder)
+    assert code == 0
+    *given_up, instead = err.splitlines()
+    assert [line.split(":")[0] for line in given_up] == ["gave up on http"] * 2
+    assert instead.startswith("[synthetic] no source has CIFAR-10")
+    assert (
+        f"cifar-10-binary.tar.gz (Toronto's) or cifar10.zip (Kaggle's) into {folder}"
+        in instead
+    )
+    assert all(line.startswith("[synthetic] ") for line in out.splitlines())
+    assert "not CIFAR-10 results" in out.splitlines()[-1]
+    config = json.loads(str(arrays_of(path)["config"]))
+    assert config["arguments"]["dataset"] == "synthetic"
+
+
+def test_where_cifar10_is_at_hand_auto_is_cifar10(run, tmp_path):
+    path = tmp_path / "m.npz"
+    code, out, err = run("--n-epochs=1", "--save", path)
+    assert (code, err) == (0, "")
+    assert "synthetic" not in out
+    config = json.loads(str(arrays_of(path)["config"]))
+    assert config["arguments"]["dataset"] == "cifar10"
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip"]
+)
+def test_a_damaged_file_of_the_data_is_an_error_and_not_made_up_for(
+    run, tmp_path, name
+):
+    (tmp_path / name).write_bytes(b"damaged")
+    code, out, err = run("--cache-dir", tmp_path)
+    assert (code, out) == (1, "")
+    assert_one_line(err.splitlines()[-1], "no CIFAR-10 from", tmp_path / name)
