@@ -21,6 +21,7 @@ ends with these lines (and then the accuracies by class):
 """
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -31,7 +32,9 @@ import math
 import os
 import platform
 import re
+import secrets
 import ssl
+import stat
 import sys
 import tarfile
 import tempfile
@@ -1361,27 +1364,66 @@ def make_synthetic(seed=0):
 
 
 def write_whole(path, write):
-    """Call write(file): it is whole at `path`, or RunError and `path` as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Call write(file): it is whole at `path`, or RunError and `path` as it was.
+
+    Where `path` is a symbolic link, its target is written.
+    """
+    target = Path(os.path.realpath(path))
+    # Any number of hosts and containers may write into one folder: the name is drawn,
+    # and "x" refuses one that exists.
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise RunError(
-                f"cannot write {path}: {reason}; make room, or choose another folder"
-            ) from error
-        raise
+        with open(temporary, "xb") as file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave an empty file
+                remove_leftovers(temporary)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"cannot write {path}: {reason}; make room, or choose another folder"
+        ) from error
 
 
-def save_npz(path, arrays):
-    """Write an uncompressed .npz file, whole or not at all."""
-    write_whole(path, lambda file: np.savez(file, **arrays))
+TEMPORARY = ".ff_cifar_"  # how the names of temporary files begin
+
+
+def remove_leftovers(temporary):
+    """Remove what killed processes left beside this new file: not written for an hour."""
+    now = (
+        temporary.stat().st_mtime
+    )  # by the clock of the disk, as the others' times are
+    for other in temporary.parent.glob(f"{TEMPORARY}*.tmp"):
+        with contextlib.suppress(OSError):  # of another user, or gone by now
+            if other.stat().st_mtime < now - 3600:
+                other.unlink()
+
+
+def write_result(path, write):
+    """write_whole(), but what cannot be there is kept in the folder for temporary files.
+
+    RunError, which says where it is, as a result may have taken hours.
+    """
+    try:
+        write_whole(path, write)
+    except RunError as error:
+        name = f"{TEMPORARY.strip('.')}{secrets.token_hex(8)}{path.suffix}"
+        try:
+            kept = Path(tempfile.gettempdir(), name)
+            write_whole(kept, write)
+        except (RunError, OSError) as another:
+            raise RunError(f"{error}; nor is there another place: {another}") from error
+        raise RunError(f"{error}; what was to be written is in {kept}") from error
+
+
+def save_npz(path, arrays, write=write_whole):
+    """Write an uncompressed .npz file by write_whole() or write_result()."""
+    write(path, lambda file: np.savez(file, **arrays))
 
 
 def read_npz(file):
@@ -1652,9 +1694,10 @@ def destination(text):
     """An argparse type: a regular file that can be written, new or to be replaced."""
     path = Path(text)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a regular file")
-        with tempfile.TemporaryFile(dir=path.parent):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError("it is not a regular file")
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -1925,13 +1968,14 @@ def main():
     help = "save the run's state here after every epoch, and go on from it if it exists"
     group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
     args = parse(parser)
-    if args.save and args.save == args.checkpoint:
+    files = [os.path.realpath(path) for path in (args.save, args.checkpoint) if path]
+    if len(files) > len(set(files)):
         parser.error("--save and --checkpoint are the same file")
 
     tell = teller(args)
     _, arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
     if args.save:
-        save_npz(args.save, arrays)
+        save_npz(args.save, arrays, write_result)
         tell()
         tell(f"saved {args.save} ({args.save.stat().st_size / 1e6:.1f} MB)")
     tell_data(args, tell)

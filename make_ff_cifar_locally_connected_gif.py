@@ -297,7 +297,7 @@ def main():
             canvas.draw()
             frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
     gif = make_gif(frames, args.fps)
-    ff.write_whole(args.out, lambda file: file.write(gif))
+    ff.write_result(args.out, lambda file: file.write(gif))
     wanted, played = f"{args.fps:.3g}", f"{1000 / frame_time(args.fps):.3g}"
     instead = f", {played} a second (instead of {wanted})" if played != wanted else ""
     tell(f"wrote {args.out}: {len(frames)} frames{instead}, {len(gif) / 1e3:.0f} kB")

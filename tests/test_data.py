@@ -12,12 +12,14 @@ import signal
 import ssl
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 import time
 import tracemalloc
 import urllib.request
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -709,6 +711,56 @@ def test_a_stopped_write_leaves_what_was_there(tmp_path, stop):
         ff.save_npz(path, {"first": np.zeros(9), "second": Stops()})
     assert path.read_bytes() == b"as it was"
     assert names(tmp_path) == ["model.npz"]
+
+
+def test_writers_of_one_file_that_are_all_process_1_do_not_meet(tmp_path):
+    path, started = tmp_path / "file", threading.Barrier(3, timeout=30)
+
+    def write(k):
+        def content(file):
+            file.write(bytes([k]) * 9)
+            started.wait()  # all three are in the middle, and of one process number
+
+        ff.write_whole(path, content)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert path.read_bytes() in [bytes([k]) * 9 for k in range(3)]
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_saved_file_may_be_read_by_whoever_the_umask_allows(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            ff.save_npz(tmp_path / "file", {"a": np.zeros(9)})
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_the_file_that_a_kill_left_goes_with_a_save_after_an_hour(tmp_path):
+    program = """if True:
+        import os, pathlib, signal, sys
+        import ff_cifar_locally_connected as ff
+
+        def killed(file):
+            file.write(bytes(1000))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        ff.write_whole(pathlib.Path(sys.argv[1]), killed)
+    """
+    command = sys.executable, "-c", program, tmp_path / "model.npz"
+    folder = Path(ff.__file__).parent
+    end = subprocess.run(command, check=False, cwd=folder)
+    assert end.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    ff.save_npz(tmp_path / "another.npz", {"a": np.zeros(9)})
+    assert left.exists()  # it may be of one who is still writing
+    os.utime(left, (time.time() - 4000,) * 2)
+    ff.save_npz(tmp_path / "another.npz", {"a": np.zeros(9)})
+    assert names(tmp_path) == ["another.npz"]
 
 
 # --------------------------------------------------------- processes of its own

@@ -135,6 +135,16 @@ def test_the_model_and_the_checkpoint_cannot_be_one_file(run, tmp_path):
     assert_one_line(err, "--save", "--checkpoint")
 
 
+def test_another_spelling_of_the_checkpoint_is_the_same_file(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "x.npz").symlink_to("y.npz")
+    for model in ("link/y.npz", "x.npz", "link/../y.npz"):
+        model = f"{tmp_path}/{model.replace('..', '../' + tmp_path.name)}"
+        code, _, err = run("--save", model, "--checkpoint", tmp_path / "y.npz")
+        assert code == 2
+        assert_one_line(err, "--save", "--checkpoint")
+
+
 def test_help_shows_every_default(run):
     code, out, _ = run("--help")
     assert code == 0
@@ -369,6 +379,45 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_line(run, tmp_path):
         assert "FF     1" in out
         assert_one_line(err, path, "File too large")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_saved_is_kept_elsewhere_in_one_line(cache, tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    flags = "--n-epochs", "2", "--save", folder / "model.npz"
+    process = start(cache, *flags, env={"TMPDIR": str(elsewhere)})
+    rows_until(process, 1)
+    folder.rmdir()
+    code, _, err = small.finish(process)
+    (kept,) = elsewhere.iterdir()
+    assert code == 1
+    assert_one_line(err, f"cannot write {folder / 'model.npz'}", f"is in {kept}")
+    assert len(arrays_of(kept)["ff_test_acc"]) == 2
+
+
+def test_a_name_is_as_long_as_the_disk_allows_or_a_usage_error(run, tmp_path):
+    for length in (250, 255, 256):
+        name = "m" * (length - 4) + ".npz"
+        code, out, err = run("--n-epochs", "1", "--save", tmp_path / name)
+        if length > 255:
+            assert (code, out) == (2, "")
+            assert_one_line(err, "--save", "name too long")
+        else:
+            assert (code, err) == (0, "")
+            assert len(arrays_of(tmp_path / name)["ff_test_acc"]) == 1
+
+
+def test_a_link_to_the_model_stays_and_its_target_is_written(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.npz", tmp_path / "folder" / "model.npz"
+    link.symlink_to(target)
+    for _ in range(2):  # there is no target yet; and there is one
+        assert run("--n-epochs", "1", "--save", link)[0] == 0
+        assert link.is_symlink()
+        assert not target.is_symlink()
+        assert len(arrays_of(target)["ff_test_acc"]) == 1
+        assert list(target.parent.iterdir()) == [target]
 
 
 # ---------------------------------------------------------------- checkpoints
