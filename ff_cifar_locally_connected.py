@@ -318,7 +318,7 @@ class ForwardForward:
 
     def label_goodness(self, images):
         """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        return self.forward(images, ALL_LABELS)
+        return check_scores(self, self.forward(images, ALL_LABELS))
 
     def label_scores(self, images):
         """What decides between the labels: goodness summed over the scored layers."""
@@ -402,7 +402,7 @@ class Backprop:
         return {"loss": loss}
 
     def predict(self, images):
-        return self.forward(images)[1].argmax(axis=0)
+        return check_scores(self, self.forward(images)[1]).argmax(axis=0)
 
 
 # ---------------------------------------------------- training and evaluation
@@ -523,16 +523,34 @@ def train_epoch(learner, images, labels, args, where):
             if not np.isfinite(value).all():
                 at = int(np.argmin(np.isfinite(value)))
                 layer = f" of layer {at}" if np.ndim(value) else ""
-                flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
-                raise RunError(
-                    f"{where}: {name}{layer} is {np.ravel(value)[at]} at step {step + 1}"
-                    f", with learning rate {learner.adam.learning_rate:g}; try a "
-                    f"smaller {flag}"
-                )
+                what = f"{name}{layer} is {np.ravel(value)[at]} at step {step + 1}"
+                raise diverged(learner, f"{where}: {what}")
             means[name] = means.get(name, 0) + value * (len(batch) / len(images))
         show_progress(f"{where}, step {step + 1} of {len(starts)}")
     show_progress("")
+    # A step shows what the one before it did; nothing comes after the last.
+    for parameter in learner.parameters():
+        if not np.isfinite(parameter.value).all():
+            raise diverged(learner, f"{where}: weights are not finite at its end")
     return means, time.perf_counter() - start
+
+
+def check_scores(learner, scores):
+    """The scores; RunError where one is not finite, as argmax would find a label there."""
+    if not np.isfinite(scores).all():
+        raise diverged(learner, f"{learner.name}: the score of a label is not finite")
+    return scores
+
+
+def diverged(learner, what):
+    """The RunError of a number that is not finite.
+
+    The learning rate is the cause: parse() refuses a weight decay that could be.
+    """
+    flag = "--lr or --bp-lr" if learner.name == "BP" else "--lr"
+    return RunError(
+        f"{what}, with learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
+    )
 
 
 def train(learner, data, args, after_epoch=None, tell=print):
@@ -1795,6 +1813,12 @@ def parse(parser):
         parser.error("--bp-lr needs --bp-baseline")
     if args.negatives == "all" and args.threshold is not None:
         parser.error("--threshold has no meaning with --negatives all: leave it away")
+    for flag, rate in ("--lr", args.lr), ("--bp-lr", args.bp_lr):
+        if rate and rate * args.weight_decay > 1:
+            parser.error(
+                f"{flag} {rate:g} x --weight-decay {args.weight_decay:g} is above 1: a "
+                "step would turn every weight's sign"
+            )
     return with_threshold(args)
 
 

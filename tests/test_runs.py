@@ -565,6 +565,42 @@ def test_a_learning_rate_that_diverges_is_one_line(run, tmp_path, flags, words):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "more", ["", "--n-layers 1", "--bp-baseline --lr 1e-9 --bp-lr 1e18"]
+)
+def test_what_only_the_last_step_diverges_to_is_no_result(run, tmp_path, more):
+    """One step: its loss is from before it, and the weights after it are finite."""
+    path = tmp_path / "model.npz"
+    flags = "--train-subset", "64", "--n-epochs", "1", "--lr", "1e18", "--save", path
+    code, out, err = run(*flags, *more.split())
+    assert code == 1
+    assert "chance" not in out
+    assert_one_line(err, "not finite", "learning rate 1e+18", "smaller --lr")
+    assert not path.exists()
+
+
+def test_a_model_whose_scores_overflow_is_not_drawn(tiny, tmp_path):
+    args = ff.training_arguments(train_subset=200, n_epochs=1, n_layers=1)
+    learner = ff.ForwardForward(args)
+    learner.layers[0].b.value[:] = 1e30  # finite; its square is not
+    with pytest.raises(RunError, match="score of a label is not finite"):
+        ff.predict(learner, ARRAYS[2])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--weight-decay 1e9",
+        "--lr 2 --weight-decay 0.6",
+        "--weight-decay 3 --bp-baseline --bp-lr 0.5",
+    ],
+)
+def test_a_decay_that_turns_the_sign_of_weights_is_a_usage_error(run, flags):
+    code, out, err = run(*flags.split())
+    assert (code, out) == (2, "")
+    assert_one_line(err, "lr ", "--weight-decay", "above 1")
+
+
 def test_no_data_is_one_line_and_exit_code_1(run, tmp_path):
     code, out, err = run("--dataset=cifar10", "--cache-dir", tmp_path / "nothing")
     assert (code, out) == (1, "")
