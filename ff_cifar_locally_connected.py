@@ -1654,17 +1654,28 @@ class NoData(RunError):
     """No source has CIFAR-10."""
 
 
+unprinted = []  # errors of lines that could not be printed, for the end of command()
+
+
+def put(text, stream, end="\n"):
+    """print(), but a line that cannot be printed does not cost the run."""
+    try:
+        if stream:  # None where it was closed before the start
+            print(text, end=end, file=stream, flush=True)
+    except OSError as error:
+        unprinted.append(error)
+
+
 def show_progress(text):
     """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
-    if sys.stderr.isatty():
-        end = "" if text else "\r"
-        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
+    if sys.stderr and sys.stderr.isatty():
+        put(f"\r{text:<78.78}", sys.stderr, end="" if text else "\r")
 
 
 def say(line):
     """Tell the user something about the run that is not a result (to stderr)."""
     show_progress("")
-    print(line, file=sys.stderr, flush=True)
+    put(line, sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1873,7 +1884,7 @@ def teller(args):
     """print, but every line about synthetic data says so."""
 
     def tell(line=""):
-        print((TAG if args.dataset == "synthetic" else "") + line, flush=True)
+        put((TAG if args.dataset == "synthetic" else "") + line, sys.stdout)
 
     return tell
 
@@ -1960,22 +1971,37 @@ def run(args, data, tell, full_test=False, checkpoint=None):
 
 def command(main):
     """Run a script's main(): one line and an exit code for what goes wrong."""
-    # An overflow ends in a loss that is not finite, which train_epoch() reports.
+    # An overflow ends in a number that is not finite, which is an error by itself.
     warnings.filterwarnings("ignore", category=RuntimeWarning)
+    name = Path(sys.argv[0]).name
+    # A file that is opened must not get the number of a closed stream: libraries write
+    # their complaints to 2.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     try:
         main()
     except RunError as error:
-        say(f"{Path(sys.argv[0]).name}: {error}")
+        say(f"{name}: {error}")
         sys.exit(1)
     except MemoryError:
-        say(f"{Path(sys.argv[0]).name}: not enough memory: fewer --channels or images")
+        say(f"{name}: not enough memory: fewer --channels or images")
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted; a training with --checkpoint FILE goes on when started again")
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(f"{Path(sys.argv[0]).name}: the reader of the output has gone away")
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                unprinted.append(error)
+        if unprinted:
+            say(f"{name}: lines were lost, as they cannot be printed: {unprinted[0]}")
+            sys.exit(1)
 
 
 def main():

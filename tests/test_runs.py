@@ -161,6 +161,55 @@ def test_a_reader_that_goes_away_is_no_traceback(cache):
     assert process.wait(60) == 1
 
 
+@pytest.mark.parametrize("where", ["gone", "full"])
+def test_lines_that_cannot_be_printed_do_not_cost_the_run(cache, tmp_path, where):
+    path = tmp_path / "model.npz"
+    with open("/dev/full", "w") as full:
+        options = {"stdout": full} if where == "full" else {}
+        # More lines than a buffer holds.
+        process = start(cache, "--n-epochs", "200", "--save", path, **options)
+        if where == "gone":
+            process.stdout.close()
+        err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert_one_line(err, "ff_cifar_locally_connected.py: lines were lost", "cannot be")
+    assert len(arrays_of(path)["ff_test_acc"]) == 200
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_streams_that_are_closed_do_not_matter(cache, tmp_path, closed):
+    def close():
+        for descriptor in closed:
+            os.close(descriptor)
+
+    path, data = tmp_path / "model.npz", tmp_path / "data"
+    streams = {"stdout": None, "stderr": None} if len(closed) > 1 else {}
+    flags = "--n-epochs", "1", "--save", path, "--cache-dir", data
+    code, out, err = small.finish(start(cache, *flags, preexec_fn=close, **streams))
+    assert code == 0
+    assert ("chance" in (out or "")) == (1 not in closed)
+    assert ("gave up on" in (err or "")) == (2 not in closed)
+    assert len(arrays_of(path)["ff_test_acc"]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_terminal_cannot_show_does_not_cost_the_run(
+    run, tmp_path, encoding
+):
+    names = tmp_path / "mod\u00e8le-\u03b8.npz", tmp_path / "\u03b8.npz"
+    flags = "--n-epochs", "1", "--save", names[0], "--checkpoint", names[1]
+    terminal = {"env": {"PYTHONIOENCODING": encoding}, "encoding": encoding}
+    for _ in range(2):  # the second time going on from the checkpoint
+        code, out, err = run(*flags, **terminal)
+        assert (code, err) == (0, "")
+        assert "-\\u03b8.npz" in out
+    assert "going on from" in out
+    code, _, err = run("--checkpoint", names[1], **terminal)
+    assert code == 1
+    assert_one_line(err, "\\u03b8.npz was made with")
+
+
 # ------------------------------------------------------------------ model.npz
 
 
