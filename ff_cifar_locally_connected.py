@@ -22,6 +22,7 @@ ends with these lines (and then the accuracies by class):
 
 import argparse
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import http.client
@@ -48,7 +49,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # The layers share their tiles out to threads of their own (see Threads below), so a
-# matrix product must stay on one core. BLAS reads these when numpy is first imported.
+# matrix product must stay on one core. BLAS reads these when numpy is first imported,
+# and where it already is, limit_blas() has to tell it.
+NUMPY_WAS_THERE = "numpy" in sys.modules
 for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
     os.environ[f"{_blas}_THREADS"] = "1"
 
@@ -575,7 +578,7 @@ def train(learner, data, args, after_epoch=None, tell=print):
         for name, values in history.items():
             history[name] = np.concatenate([values, [row[name]]])
         left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
-        tell(epoch_row(learner.name, history) + f"{left:7.0f}")
+        tell(epoch_row(learner.name, history) + cell(left, 0))
         if after_epoch:
             after_epoch()
 
@@ -606,8 +609,14 @@ def epoch_heading(history):
 def epoch_row(learner_name, history):
     """The last epoch of a history as one line, but for the time that is left."""
     return f"{learner_name} {len(history['wallclock']):>5}" + "".join(
-        f"{values[-1]:7.{digits}f}" for _, values, digits in epoch_columns(history)
+        cell(values[-1], digits) for _, values, digits in epoch_columns(history)
     )
+
+
+def cell(value, digits):
+    """A column of 7 with a gap: with as many of the digits behind the point as fit."""
+    texts = [f"{value:.{n}f}" for n in range(digits, -1, -1)] + [f"{value:.0e}"]
+    return next(f"{text:>7}" for text in texts if len(text) < 7)
 
 
 # ------------------------------------------------ the locally-connected layer
@@ -1079,20 +1088,59 @@ class Adam:
 
 def count_threads():
     """$OMP_NUM_THREADS, else the cores this process may use, but no more than 8."""
-    if setting := os.environ.get("OMP_NUM_THREADS", ""):
-        return int(setting) if setting.isdecimal() and int(setting) > 0 else 1
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        cores = min(8, len(os.sched_getaffinity(0)))
+    else:
+        cores = min(8, os.cpu_count() or 1)
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    first = setting.split(",")[0].strip()  # OpenMP takes a list, a level each
+    if first.isdecimal() and int(first) > 0:
+        return int(first)
+    if setting:
+        tell_at_import(
+            f"OMP_NUM_THREADS={setting!r} is no number of threads: {cores} run"
+        )
+    return cores
+
+
+def limit_blas():
+    """Keep BLAS on one core, by the OpenBLAS that numpy has loaded."""
+    library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+    for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "")):
+        name = f"{prefix}openblas_set_num_threads{suffix}"
+        if hasattr(library, name):
+            library[name](1)
+            return
+    tell_at_import(
+        "numpy was imported before ff_cifar_locally_connected, and its BLAS keeps its "
+        "threads: slow, and other last digits. Import this module first"
+    )
+
+
+def tell_at_import(line):
+    if sys.stderr:
+        print(f"ff_cifar_locally_connected: {line}", file=sys.stderr)
+
+
+def make_pool():
+    """The threads beside the one that calls parallel()."""
+    global POOL
+    POOL = ThreadPoolExecutor(max(1, THREADS - 1))
 
 
 THREADS = count_threads()
-POOL = ThreadPoolExecutor(max(1, THREADS - 1))
+make_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=make_pool)  # a fork has none of the threads
+if NUMPY_WAS_THERE:
+    limit_blas()
 
 
 def parallel(work, count):
-    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
+    """Call work(i) for every i below `count`, on all threads, and wait for the end.
 
+    Raises RunError where threads cannot start.
+    """
     indices, lock = iter(range(count)), threading.Lock()
 
     def share():
@@ -1103,7 +1151,12 @@ def parallel(work, count):
                 return
             work(i)
 
-    others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    try:
+        others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    except RuntimeError as error:
+        raise RunError(
+            f"{error}: set OMP_NUM_THREADS to less than {THREADS}"
+        ) from error
     share()
     for other in others:
         other.result()
@@ -1784,7 +1837,8 @@ def add_training_flags(parser, backprop=True):
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs --epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
-    add("--channels", CHANNELS, count, "units at each position of a layer")
+    help = "units at each position of a layer"
+    add("--channels", CHANNELS, number(int, 1, 1_000_000), help)
     add("--batch-size", 64, count, "images in a step")
     add("--lr", 0.01, positive, "Adam's learning rate")
     help = "constant, or falling linearly to 0"

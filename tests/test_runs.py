@@ -86,7 +86,7 @@ NONSENSE = {
     "--bp-lr": ["0", "nan", "x", "0.1"],  # the last: without --bp-baseline
     "--lr-schedule": ["cosine", ""],
     "--weight-decay": ["-1", "nan", "inf", "x"],
-    "--channels": ["0", "-1", "nan", "1.5"],
+    "--channels": ["0", "-1", "nan", "1.5", "9" * 19],
     "--label-input": ["nowhere", "Corner"],
     "--negatives": ["easy", ""],
     "--threshold": ["0", "-2", "nan", "inf", "x", "half"],
@@ -311,6 +311,120 @@ def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path, more):
         assert f"threads {threads}" in out
     assert_same_bits(tmp_path / "1", tmp_path / "2", but=["config"])
     assert set(ff.load_model(tmp_path / "1")[0]) == {"FF", "BP"}
+
+
+def python(program, *arguments, **environment):
+    """Stdout and stderr of a program that finds the main script beside it."""
+    end = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=os.path.dirname(ff.__file__),
+        env=os.environ | environment,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    return end.stdout, end.stderr
+
+
+TRAINS = """
+def training(seed=0):
+    args = ff.training_arguments(train_subset=64, eval_subset=8, n_epochs=1, seed=seed)
+    learner = ff.ForwardForward(args)
+    ff.train(learner, [x[:64] for x in DATA], args, tell=lambda line: None)
+    return hashlib.sha256(learner.weights()["ff_layer1_W"]).hexdigest()
+
+DATA = ff.make_synthetic()
+"""
+
+
+def test_numpy_imported_first_gives_the_same_bits_on_as_many_threads():
+    imports = "import numpy", "import hashlib, ff_cifar_locally_connected as ff"
+    product = "import os, sys, numpy; x = numpy.ones((999, 999)); x @ x"
+    environment = {"OMP_NUM_THREADS": "2"}
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[name] = "2"
+    ends = []
+    for order in (imports, imports[::-1]):
+        program = "\n".join([*order, TRAINS, "print(training())", product])
+        ends.append(python(program, **environment))
+    assert ends[0][0] == ends[1][0] != ""
+    assert [err for _, err in ends] == ["", ""]
+
+
+def test_a_fork_after_a_training_trains_too():
+    program = """
+import hashlib, multiprocessing, warnings
+import ff_cifar_locally_connected as ff
+warnings.simplefilter("ignore")
+"""
+    program += (
+        TRAINS
+        + """
+here = training()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(training, [0, 0]) == [here, here]
+print("done")
+"""
+    )
+    assert python(program, OMP_NUM_THREADS="2") == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads"), [("3", 3), ("4,2", 4), (" 4", 4), ("4 , 2", 4), ("", None)]
+)
+def test_the_first_number_of_omp_num_threads_counts(
+    monkeypatch, capsys, setting, threads
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert ff.count_threads() == (threads or cores)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("setting", ["0", "-1", "many", "1.5", ",2"])
+def test_a_number_of_threads_that_cannot_be_understood_is_said(
+    monkeypatch, capsys, setting
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert ff.count_threads() == cores
+    assert_one_line(
+        capsys.readouterr().err, f"OMP_NUM_THREADS={setting!r}", f"{cores} run"
+    )
+
+
+def test_threads_that_cannot_start_are_one_line_that_says_what_to_do():
+    program = """
+import sys, threading
+import ff_cifar_locally_connected as ff
+threading.stack_size(1 << 46)  # more than there is room for
+sys.argv = "script.py --dataset synthetic --n-epochs 1".split()
+try:
+    ff.command(ff.main)
+except SystemExit as end:
+    print("exit code", end.code)
+"""
+    out, err = python(program, OMP_NUM_THREADS="2")
+    assert out.splitlines()[-1] == "exit code 1"
+    assert_one_line(err, "script.py: can't start new thread", "OMP_NUM_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.1234, 3, "  0.123"),
+        (99.9994, 3, " 99.999"),
+        (100, 3, " 100.00"),
+        (100, 2, " 100.00"),
+        (12345.678, 3, "  12346"),
+        (999999, 0, " 999999"),
+        (1e18, 3, "  1e+18"),
+        (float("inf"), 3, "    inf"),
+    ],
+)
+def test_columns_of_the_epochs_never_run_together(value, digits, text):
+    assert ff.cell(value, digits) == text
 
 
 class Payload:
