@@ -1238,8 +1238,13 @@ def load_cifar10(cache_dir=None):
                 "choose another with --cache-dir"
             ) from error
         if source != cached:
-            save_npz(cached, arrays)
-            say(f"made {cached} from {source}")
+            try:
+                save_npz(cached, arrays)
+                say(f"made {cached} from {source}")
+            except RunError as error:
+                if not at_hand:  # else every run would ask the servers again
+                    raise
+                say(f"{source} will be parsed at every start: {error}")
         return tuple(arrays[name] for name in empty_arrays())
     # Whoever has a file there means the real data, even where it is damaged.
     raise (RunError if at_hand else NoData)(
@@ -1276,6 +1281,8 @@ def read_source(source, read, folder):
                 raise ValueError(
                     f"expected SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
                 )
+        except MemoryError:
+            raise
         except Exception as error:  # parsers raise anything on damaged bytes
             raise RunError(f"{source}: {error or type(error).__name__}") from error
         show_progress("")
@@ -1365,7 +1372,9 @@ def download(url, file):
         file.seek(0)
         file.truncate()
         try:
-            with opener.open(url, timeout=TIMEOUT) as response:
+            with network_errors():
+                response = opener.open(url, timeout=TIMEOUT)
+            with response:
                 return copy_response(response, file)
         except (urllib.error.URLError, TimeoutError, ValueError) as error:
             raise RunError(f"{url}: {error}") from error
@@ -1377,12 +1386,27 @@ def download(url, file):
             time.sleep(wait)
 
 
+@contextlib.contextmanager
+def network_errors():
+    """Errors that only the network can be the cause of, and not the disk."""
+    try:
+        yield
+    except (urllib.error.URLError, TimeoutError, ssl.SSLError):
+        raise
+    except OSError as error:  # such as a host that cannot be reached any more
+        raise ConnectionError(*error.args) from error
+
+
 def copy_response(response, file):
     """Copy an HTTP response's body into `file`, checked and with progress shown."""
     total = int(response.headers.get("Content-Length") or 0)
     start = last = time.monotonic()
     done = done_at_last = 0
-    while data := response.read1(1 << 16):
+    while True:
+        with network_errors():
+            data = response.read1(1 << 16)
+        if not data:
+            break
         if done == 0 and data[0] not in b"\x1fP":
             raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
         file.write(data)
@@ -1505,6 +1529,12 @@ def read_npz(file):
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("expected an uncompressed .npz file")
             with archive.open(member) as data:
+                # Or a damaged header could ask for all the memory there is.
+                np.lib.format.read_magic(data)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+                if math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} is shorter than its array")
+            with archive.open(member) as data:
                 array = np.lib.format.read_array(data, allow_pickle=False)
                 if data.read(1):  # the end, which is where zipfile checks the CRC
                     raise ValueError(f"{member.filename} is longer than its array")
@@ -1538,6 +1568,8 @@ def load_npz(path, what):
             return read_npz(file)
     except FileNotFoundError as error:
         raise RunError(f"{path}: there is no such {what}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile and numpy raise anything on damaged bytes
         reason = error or type(error).__name__
         raise RunError(f"{path} is no sound {what} ({reason})") from error
@@ -1619,7 +1651,7 @@ def load_checkpoint(path, args, learners):
         for learner, states in zip(learners, state["generators"], strict=True):
             for name, generator in learner.generators.items():
                 generator.bit_generator.state = states[name]
-    except RunError:
+    except (RunError, MemoryError):
         raise
     except Exception as error:  # the state may hold anything
         reason = f"{type(error).__name__} {error}"
@@ -1665,9 +1697,11 @@ def load_model(path):
         saved = arrays["layer_specs"].tolist()
         if len(specs) != args.n_layers or not specs or saved != specs:
             raise ValueError("layer_specs and config differ")
+        if len(arrays["ff_wallclock"]) != args.n_epochs:
+            raise ValueError("the number of epochs and config differ")
         learners = make_learners(args)
         for learner in learners:
-            set_epochs(learner, len(arrays["ff_wallclock"]))
+            set_epochs(learner, args.n_epochs)
         full_test = {
             learner.name: 0.0
             for learner in learners
@@ -1685,6 +1719,8 @@ def load_model(path):
         set_histories(learners, arrays)
         for learner in learners:
             learner.set_weights(arrays)
+    except MemoryError:
+        raise
     except Exception as error:  # config may hold anything
         reason = f"{type(error).__name__} {error}"
         raise RunError(
@@ -2041,7 +2077,7 @@ def command(main):
         say(f"{name}: {error}")
         sys.exit(1)
     except MemoryError:
-        say(f"{name}: not enough memory: fewer --channels or images")
+        say(f"{name}: not enough memory, for the data or with so many --channels")
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted; a training with --checkpoint FILE goes on when started again")

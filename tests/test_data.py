@@ -1,6 +1,8 @@
 """The loader on a real HTTP server on loopback, on small archives of both layouts."""
 
+import errno
 import hashlib
+import http.client
 import http.server
 import io
 import os
@@ -335,6 +337,27 @@ def test_errors_that_stay_are_not_tried_again(serve, cache):
     server = serve([unavailable], [whole(KAGGLE)])
     assert_loads(cache)
     assert server.requests == ["/toronto", "/kaggle"]
+
+
+def test_a_host_that_is_lost_on_the_way_is_no_fault_of_the_folder(
+    serve, cache, capsys, monkeypatch
+):
+    read1, lost = http.client.HTTPResponse.read1, []
+
+    def unreachable(response, size):
+        if response.getheader("Content-Length") == str(len(KAGGLE)):
+            return read1(response, size)
+        lost.append(response)  # no route can be lost on loopback
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", unreachable)
+    server = serve([whole(TORONTO)], [whole(KAGGLE)])
+    assert_loads(cache)
+    assert len(lost) == 4  # as often as a dropped connection
+    assert server.requests == ["/toronto"] * 4 + ["/kaggle"]
+    given_up = capsys.readouterr().err.splitlines()[3]
+    assert given_up.startswith(f"gave up on {server.url('/toronto')}: ")
+    assert "No route to host" in given_up
 
 
 def test_a_redirect_is_followed(serve, cache):
@@ -687,6 +710,72 @@ def test_a_cut_archive_in_the_cache_gives_way_and_is_left_alone(serve, cache, ca
     tar, zip_, _ = capsys.readouterr().err.splitlines()
     assert "cifar-10-binary.tar.gz" in tar
     assert "cifar10.zip" in zip_
+
+
+def test_a_folder_without_a_user_is_one_line_with_the_way_out():
+    for call in (ff.cache_folder, ff.load_cifar10):
+        with pytest.raises(RunError, match="home.*--cache-dir"):
+            call("~no-such-user/folder")
+
+
+def test_a_header_that_asks_for_all_memory_is_a_damaged_file(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    shape = b"(20, 32, 32, 3), }" + b" " * 12
+    assert NPZ.count(shape) == 1
+    large = b"(10000000000, 32, 32, 3), }   "
+    names = [f"{name}.npy" for name in small.NAMES]
+    path.write_bytes(small.reseal(NPZ, names, lambda b: b.replace(shape, large)))
+    with pytest.raises(RunError, match="train_x.npy is shorter than its array"):
+        ff.load_npz(path, "cache")
+
+
+def test_too_little_memory_is_no_fault_of_the_data(serve, cache):
+    server = serve([whole(TORONTO)], [whole(KAGGLE)])
+    program = """if True:
+        import resource, sys
+        import small
+        import ff_cifar_locally_connected as ff
+
+        small.heed_interrupts()
+        small.sys.argv = ["script.py", "--cache-dir", sys.argv[1]]
+        ff.TORONTO_URL = ff.KAGGLE_URL = sys.argv[2]
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
+        ff.command(ff.main)
+    """
+    whole_size = [np.zeros((50_000, 32, 32, 3), np.uint8), *ARRAYS[1:]]
+    put(cache, "cifar10.npz", good_npz(whole_size))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(ff.__file__).parent)
+    end = subprocess.run(
+        [sys.executable, "-c", program, cache, server.url("/toronto")],
+        cwd=Path(small.__file__).parent,
+        env=environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (end.returncode, end.stdout) == (1, "")
+    assert end.stderr.startswith("script.py: not enough memory")
+    assert len(end.stderr.splitlines()) == 1
+    assert server.requests == []
+
+
+def test_a_folder_that_takes_no_cache_may_hold_the_archive(cache):
+    put(cache, "cifar-10-binary.tar.gz", TORONTO)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    process = small.start(settings(), *flags(cache), preexec_fn=limit)
+    code, out, err = small.finish(process)
+    assert code == 0
+    assert "chance" in out
+    assert len(err.splitlines()) == 1
+    for word in ("cifar-10-binary.tar.gz will be parsed at every start", "too large"):
+        assert word in err
+    assert names(cache) == ["cifar-10-binary.tar.gz"]
 
 
 @pytest.mark.parametrize("where", ["file", "file/folder"])

@@ -485,6 +485,7 @@ MODEL_FAULTS = {
     "other layers": lambda a: a | {"layer_specs": a["layer_specs"] + np.int32(1)},
     "other units": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"][:, :, :-1]},
     "other types": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"].astype(np.float16)},
+    "fewer epochs than asked for": lambda a: with_config(a, n_epochs=3),
     "other epochs": lambda a: a | {"bp_loss": np.zeros(3)},
     "a number for a list": lambda a: a | {"ff_wallclock": np.float64(1)},
     "more arrays": lambda a: a | {"ff_layer2_W": np.zeros(3)},
