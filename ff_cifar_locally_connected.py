@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "pillow>=10.1"]
 # ///
 """Forward-Forward against backprop on CIFAR-10, with locally-connected layers.
 
@@ -1242,7 +1242,7 @@ def load_cifar10(cache_dir=None):
                 save_npz(cached, arrays)
                 say(f"made {cached} from {source}")
             except RunError as error:
-                if not at_hand:  # else every run would ask the servers again
+                if not isinstance(source, Path):  # the servers would be asked each time
                     raise
                 say(f"{source} will be parsed at every start: {error}")
         return tuple(arrays[name] for name in empty_arrays())
@@ -1469,20 +1469,20 @@ def write_whole(path, write):
     temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            try:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut could leave an empty file
-                remove_leftovers(temporary)
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(
-            f"cannot write {path}: {reason}; make room, or choose another folder"
-        ) from error
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file
+        remove_leftovers(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # where it could not be made
+            temporary.unlink()
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise RunError(
+                f"cannot write {path}: {reason}; make room, or choose another folder"
+            ) from error
+        raise
 
 
 TEMPORARY = ".ff_cifar_"  # how the names of temporary files begin
@@ -1490,9 +1490,7 @@ TEMPORARY = ".ff_cifar_"  # how the names of temporary files begin
 
 def remove_leftovers(temporary):
     """Remove what killed processes left beside this new file: not written for an hour."""
-    now = (
-        temporary.stat().st_mtime
-    )  # by the clock of the disk, as the others' times are
+    now = temporary.stat().st_mtime  # by the clock of the disk, as their times are
     for other in temporary.parent.glob(f"{TEMPORARY}*.tmp"):
         with contextlib.suppress(OSError):  # of another user, or gone by now
             if other.stat().st_mtime < now - 3600:
@@ -1960,8 +1958,7 @@ def load_data(args):
                 raise
         args.dataset = "synthetic"
         say(
-            TAG
-            + "no source has CIFAR-10: made-up images run instead. For the real data, "
+            f"{TAG}no source has CIFAR-10: made-up images run instead. For the real data, "
             f"put {ARCHIVES} into {cache_folder(args.cache_dir)}"
         )
     return make_synthetic()
@@ -2069,8 +2066,9 @@ def command(main):
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not None, nor a notebook's
+            stream.reconfigure(errors="backslashreplace")  # what it cannot show
     try:
         main()
     except RunError as error:

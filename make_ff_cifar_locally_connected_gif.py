@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "imageio>=2.34", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "imageio>=2.34", "pillow>=10.1"]
 # ///
 """Train Forward-Forward and render an animation of how it learns.
 

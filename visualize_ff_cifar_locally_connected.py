@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "pillow>=10.1"]
 # ///
 """Draw the five figures of viz/ from a model that was saved with --save.
 
