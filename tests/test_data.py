@@ -733,24 +733,21 @@ def test_too_little_memory_is_no_fault_of_the_data(serve, cache):
     server = serve([whole(TORONTO)], [whole(KAGGLE)])
     program = """if True:
         import resource, sys
-        import small
         import ff_cifar_locally_connected as ff
 
-        small.heed_interrupts()
-        small.sys.argv = ["script.py", "--cache-dir", sys.argv[1]]
-        ff.TORONTO_URL = ff.KAGGLE_URL = sys.argv[2]
+        sys.argv[0] = "script.py"
+        ff.TORONTO_URL = ff.KAGGLE_URL = sys.argv.pop()
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
         ff.command(ff.main)
     """
     whole_size = [np.zeros((50_000, 32, 32, 3), np.uint8), *ARRAYS[1:]]
     put(cache, "cifar10.npz", good_npz(whole_size))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(ff.__file__).parent)
+    url = server.url("/toronto")
     end = subprocess.run(
-        [sys.executable, "-c", program, cache, server.url("/toronto")],
-        cwd=Path(small.__file__).parent,
-        env=environment,
+        [sys.executable, "-c", program, "--cache-dir", cache, url],
+        cwd=Path(ff.__file__).parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,
         text=True,
