@@ -372,7 +372,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(training, [0, 0]) == [here, here]
 print("done")
 """
-    program = "\n".join([imports, TRAINS, forks])
+    program = f"{imports}\n{TRAINS}\n{forks}"
     assert python(program, OMP_NUM_THREADS="2") == ("done\n", "")
 
 
