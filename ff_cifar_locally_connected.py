@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "pillow>=10.1"]
 # ///
 """Forward-Forward against backprop on CIFAR-10, with locally-connected layers.
 
@@ -21,6 +21,8 @@ ends with these lines (and then the accuracies by class):
 """
 
 import argparse
+import contextlib
+import ctypes
 import gzip
 import hashlib
 import http.client
@@ -31,7 +33,9 @@ import math
 import os
 import platform
 import re
+import secrets
 import ssl
+import stat
 import sys
 import tarfile
 import tempfile
@@ -46,7 +50,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # The layers share their tiles out to threads of their own (see Threads below), so a
-# matrix product must stay on one core. BLAS reads these when numpy is first imported.
+# matrix product must stay on one core. BLAS reads these when numpy is first imported,
+# and where it already is, limit_blas() has to tell it.
+NUMPY_WAS_THERE = "numpy" in sys.modules
 for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
     os.environ[f"{_blas}_THREADS"] = "1"
 
@@ -356,7 +362,7 @@ class ForwardForward:
 
     def label_goodness(self, images):
         """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        return self.forward(images, ALL_LABELS)
+        return check_scores(self, self.forward(images, ALL_LABELS))
 
     def label_scores(self, images):
         """What decides between the labels: goodness summed over the scored layers."""
@@ -653,7 +659,7 @@ class Backprop:
         return {"loss": loss}
 
     def predict(self, images):
-        return self.forward(images)[1].argmax(axis=0)
+        return check_scores(self, self.forward(images)[1]).argmax(axis=0)
 
 
 # ---------------------------------------------------- training and evaluation
@@ -797,16 +803,34 @@ def train_epoch(learner, images, labels, args, where):
             if not np.isfinite(value).all():
                 at = int(np.argmin(np.isfinite(value)))
                 layer = f" of layer {at}" if np.ndim(value) else ""
-                flag = "--bp-lr" if learner.name == "BP" and args.bp_lr else "--lr"
-                raise RunError(
-                    f"{where}: {name}{layer} is {np.ravel(value)[at]} at step {step + 1}"
-                    f", with learning rate {learner.adam.learning_rate:g}; try a "
-                    f"smaller {flag}"
-                )
+                what = f"{name}{layer} is {np.ravel(value)[at]} at step {step + 1}"
+                raise diverged(learner, f"{where}: {what}")
             means[name] = means.get(name, 0) + value * (len(batch) / len(images))
         show_progress(f"{where}, step {step + 1} of {len(starts)}")
     show_progress("")
+    # A step shows what the one before it did; nothing comes after the last.
+    for parameter in learner.parameters():
+        if not np.isfinite(parameter.value).all():
+            raise diverged(learner, f"{where}: weights are not finite at its end")
     return means, time.perf_counter() - start
+
+
+def check_scores(learner, scores):
+    """The scores; RunError where one is not finite, as argmax would find a label there."""
+    if not np.isfinite(scores).all():
+        raise diverged(learner, f"{learner.name}: the score of a label is not finite")
+    return scores
+
+
+def diverged(learner, what):
+    """The RunError of a number that is not finite.
+
+    The learning rate is the cause: parse() refuses a weight decay that could be.
+    """
+    flag = "--lr or --bp-lr" if learner.name == "BP" else "--lr"
+    return RunError(
+        f"{what}, with learning rate {learner.adam.learning_rate:g}; try a smaller {flag}"
+    )
 
 
 def train(learner, data, args, after_epoch=None, tell=print):
@@ -833,7 +857,7 @@ def train(learner, data, args, after_epoch=None, tell=print):
         for name, values in history.items():
             history[name] = np.concatenate([values, [row[name]]])
         left = (time.perf_counter() - began) / (epoch - first) * (args.n_epochs - epoch)
-        tell(epoch_row(learner.name, history) + f"{left:7.0f}")
+        tell(epoch_row(learner.name, history) + cell(left, 0))
         if after_epoch:
             after_epoch()
 
@@ -866,8 +890,14 @@ def epoch_heading(history):
 def epoch_row(learner_name, history):
     """The last epoch of a history as one line, but for the time that is left."""
     return f"{learner_name} {len(history['wallclock']):>5}" + "".join(
-        f"{values[-1]:7.{digits}f}" for _, values, digits in epoch_columns(history)
+        cell(values[-1], digits) for _, values, digits in epoch_columns(history)
     )
+
+
+def cell(value, digits):
+    """A column of 7 with a gap: with as many of the digits behind the point as fit."""
+    texts = [f"{value:.{n}f}" for n in range(digits, -1, -1)] + [f"{value:.0e}"]
+    return next(f"{text:>7}" for text in texts if len(text) < 7)
 
 
 # ------------------------------------------------ the locally-connected layer
@@ -1396,20 +1426,59 @@ class Adam:
 
 def count_threads():
     """$OMP_NUM_THREADS, else the cores this process may use, but no more than 8."""
-    if setting := os.environ.get("OMP_NUM_THREADS", ""):
-        return int(setting) if setting.isdecimal() and int(setting) > 0 else 1
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        cores = min(8, len(os.sched_getaffinity(0)))
+    else:
+        cores = min(8, os.cpu_count() or 1)
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    first = setting.split(",")[0].strip()  # OpenMP takes a list, a level each
+    if first.isdecimal() and int(first) > 0:
+        return int(first)
+    if setting:
+        tell_at_import(
+            f"OMP_NUM_THREADS={setting!r} is no number of threads: {cores} run"
+        )
+    return cores
+
+
+def limit_blas():
+    """Keep BLAS on one core, by the OpenBLAS that numpy has loaded."""
+    library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+    for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "")):
+        name = f"{prefix}openblas_set_num_threads{suffix}"
+        if hasattr(library, name):
+            library[name](1)
+            return
+    tell_at_import(
+        "numpy was imported before ff_cifar_locally_connected, and its BLAS keeps its "
+        "threads: slow, and other last digits. Import this module first"
+    )
+
+
+def tell_at_import(line):
+    if sys.stderr:
+        print(f"ff_cifar_locally_connected: {line}", file=sys.stderr)
+
+
+def make_pool():
+    """The threads beside the one that calls parallel()."""
+    global POOL
+    POOL = ThreadPoolExecutor(max(1, THREADS - 1))
 
 
 THREADS = count_threads()
-POOL = ThreadPoolExecutor(max(1, THREADS - 1))
+make_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=make_pool)  # a fork has none of the threads
+if NUMPY_WAS_THERE:
+    limit_blas()
 
 
 def parallel(work, count):
-    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
+    """Call work(i) for every i below `count`, on all threads, and wait for the end.
 
+    Raises RunError where threads cannot start.
+    """
     indices, lock = iter(range(count)), threading.Lock()
 
     def share():
@@ -1420,7 +1489,12 @@ def parallel(work, count):
                 return
             work(i)
 
-    others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    try:
+        others = [POOL.submit(share) for _ in range(min(THREADS, count) - 1)]
+    except RuntimeError as error:
+        raise RunError(
+            f"{error}: set OMP_NUM_THREADS to less than {THREADS}"
+        ) from error
     share()
     for other in others:
         other.result()
@@ -1451,6 +1525,8 @@ TORONTO_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10"
 CIFAR_SHA256 = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 
+ARCHIVES = "cifar-10-binary.tar.gz (Toronto's) or cifar10.zip (Kaggle's)"  # by hand
+
 TIMEOUT = 10.0  # seconds without a single byte from a server
 FLOOR_SPEED, FLOOR_SECONDS = 100e3, 10.0  # bytes/s, judged over this many seconds
 RETRY_WAITS = 1.0, 3.0, 9.0  # seconds before each new try of a dropped connection
@@ -1464,12 +1540,12 @@ def load_cifar10(cache_dir=None):
     Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
     test_y (10000,), all uint8. The cache folder is `cache_dir`, else
     $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
-    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises RunError.
+    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises NoData where nothing
+    is at hand and no server has it, and RunError for all else.
     """
-    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
-    folder = Path(folder or "~/.cache/hinton-cifar").expanduser()
+    folder = cache_folder(cache_dir)
     cached = folder / "cifar10.npz"
-    tried = []
+    tried, at_hand = [], False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -1485,8 +1561,10 @@ def load_cifar10(cache_dir=None):
         (KAGGLE_URL, read_kaggle),
     ):
         try:
-            if isinstance(source, Path) and not source.exists():
-                continue
+            if isinstance(source, Path):
+                if not source.exists():
+                    continue
+                at_hand = True
             arrays = read_source(source, read, folder)
         except RunError as error:
             tried.append(str(error))
@@ -1498,13 +1576,28 @@ def load_cifar10(cache_dir=None):
                 "choose another with --cache-dir"
             ) from error
         if source != cached:
-            save_npz(cached, arrays)
-            say(f"made {cached} from {source}")
+            try:
+                save_npz(cached, arrays)
+                say(f"made {cached} from {source}")
+            except RunError as error:
+                if not isinstance(source, Path):  # the servers would be asked each time
+                    raise
+                say(f"{source} will be parsed at every start: {error}")
         return tuple(arrays[name] for name in empty_arrays())
-    raise RunError(
-        f"no CIFAR-10 from {'; '.join(tried)}. Put cifar-10-binary.tar.gz (Toronto's) or "
-        f"cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
+    # Whoever has a file there means the real data, even where it is damaged.
+    raise (RunError if at_hand else NoData)(
+        f"no CIFAR-10 from {'; '.join(tried)}. Put {ARCHIVES} into {folder}, or use "
+        "--dataset synthetic"
     )
+
+
+def cache_folder(cache_dir=None):
+    """`cache_dir`, else $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar; or RunError."""
+    folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
+    try:
+        return Path(folder or "~/.cache/hinton-cifar").expanduser()
+    except RuntimeError as error:  # a user without a home
+        raise RunError(f"{error} Give a folder for the data: --cache-dir") from error
 
 
 def read_source(source, read, folder):
@@ -1526,6 +1619,8 @@ def read_source(source, read, folder):
                 raise ValueError(
                     f"expected SHA-256 {CIFAR_SHA256}, came {digest.hexdigest()}"
                 )
+        except MemoryError:
+            raise
         except Exception as error:  # parsers raise anything on damaged bytes
             raise RunError(f"{source}: {error or type(error).__name__}") from error
         show_progress("")
@@ -1615,7 +1710,9 @@ def download(url, file):
         file.seek(0)
         file.truncate()
         try:
-            with opener.open(url, timeout=TIMEOUT) as response:
+            with network_errors():
+                response = opener.open(url, timeout=TIMEOUT)
+            with response:
                 return copy_response(response, file)
         except (urllib.error.URLError, TimeoutError, ValueError) as error:
             raise RunError(f"{url}: {error}") from error
@@ -1627,12 +1724,27 @@ def download(url, file):
             time.sleep(wait)
 
 
+@contextlib.contextmanager
+def network_errors():
+    """Errors that only the network can be the cause of, and not the disk."""
+    try:
+        yield
+    except (urllib.error.URLError, TimeoutError, ssl.SSLError):
+        raise
+    except OSError as error:  # such as a host that cannot be reached any more
+        raise ConnectionError(*error.args) from error
+
+
 def copy_response(response, file):
     """Copy an HTTP response's body into `file`, checked and with progress shown."""
     total = int(response.headers.get("Content-Length") or 0)
     start = last = time.monotonic()
     done = done_at_last = 0
-    while data := response.read1(1 << 16):
+    while True:
+        with network_errors():
+            data = response.read1(1 << 16)
+        if not data:
+            break
         if done == 0 and data[0] not in b"\x1fP":
             raise ValueError(f"expected a gzip or zip archive, came {data[:20]!r}")
         file.write(data)
@@ -1685,16 +1797,24 @@ def make_synthetic(seed=0):
 
 
 def write_whole(path, write):
-    """Call write(file): it is whole at `path`, or RunError and `path` as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Call write(file): it is whole at `path`, or RunError and `path` as it was.
+
+    Where `path` is a symbolic link, its target is written.
+    """
+    target = Path(os.path.realpath(path))
+    # Any number of hosts and containers may write into one folder: the name is drawn,
+    # and "x" refuses one that exists.
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file
-        os.replace(temporary, path)
+        remove_leftovers(temporary)
+        os.replace(temporary, target)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made
+            temporary.unlink()
         if isinstance(error, OSError):
             reason = error.strerror or error
             raise RunError(
@@ -1703,9 +1823,38 @@ def write_whole(path, write):
         raise
 
 
-def save_npz(path, arrays):
-    """Write an uncompressed .npz file, whole or not at all."""
-    write_whole(path, lambda file: np.savez(file, **arrays))
+TEMPORARY = ".ff_cifar_"  # how the names of temporary files begin
+
+
+def remove_leftovers(temporary):
+    """Remove what killed processes left beside this new file: not written for an hour."""
+    now = temporary.stat().st_mtime  # by the clock of the disk, as their times are
+    for other in temporary.parent.glob(f"{TEMPORARY}*.tmp"):
+        with contextlib.suppress(OSError):  # of another user, or gone by now
+            if other.stat().st_mtime < now - 3600:
+                other.unlink()
+
+
+def write_result(path, write):
+    """write_whole(), but what cannot be there is kept in the folder for temporary files.
+
+    RunError, which says where it is, as a result may have taken hours.
+    """
+    try:
+        write_whole(path, write)
+    except RunError as error:
+        name = f"{TEMPORARY.strip('.')}{secrets.token_hex(8)}{path.suffix}"
+        try:
+            kept = Path(tempfile.gettempdir(), name)
+            write_whole(kept, write)
+        except (RunError, OSError) as another:
+            raise RunError(f"{error}; nor is there another place: {another}") from error
+        raise RunError(f"{error}; what was to be written is in {kept}") from error
+
+
+def save_npz(path, arrays, write=write_whole):
+    """Write an uncompressed .npz file by write_whole() or write_result()."""
+    write(path, lambda file: np.savez(file, **arrays))
 
 
 def read_npz(file):
@@ -1715,6 +1864,12 @@ def read_npz(file):
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("expected an uncompressed .npz file")
+            with archive.open(member) as data:
+                # Or a damaged header could ask for all the memory there is.
+                np.lib.format.read_magic(data)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+                if math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} is shorter than its array")
             with archive.open(member) as data:
                 array = np.lib.format.read_array(data, allow_pickle=False)
                 if data.read(1):  # the end, which is where zipfile checks the CRC
@@ -1749,6 +1904,8 @@ def load_npz(path, what):
             return read_npz(file)
     except FileNotFoundError as error:
         raise RunError(f"{path}: there is no such {what}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile and numpy raise anything on damaged bytes
         reason = error or type(error).__name__
         raise RunError(f"{path} is no sound {what} ({reason})") from error
@@ -1830,7 +1987,7 @@ def load_checkpoint(path, args, learners):
         for learner, states in zip(learners, state["generators"], strict=True):
             for name, generator in learner.generators.items():
                 generator.bit_generator.state = states[name]
-    except RunError:
+    except (RunError, MemoryError):
         raise
     except Exception as error:  # the state may hold anything
         reason = f"{type(error).__name__} {error}"
@@ -1873,9 +2030,11 @@ def load_model(path):
         specs = arrays["layer_specs"]
         if len(specs) != args.n_layers or not all(specs[:, 1] == args.channels):
             raise ValueError("layer_specs and config differ")
+        if len(arrays["ff_wallclock"]) != args.n_epochs:
+            raise ValueError("the number of epochs and config differ")
         learners = make_learners(args)
         for learner in learners:
-            set_epochs(learner, len(arrays["ff_wallclock"]))
+            set_epochs(learner, args.n_epochs)
         known = [way.full_test for learner in learners for way in learner.ways]
         full_test = {name: 0.0 for name in known if name in arrays}
         expected = model_arrays(args, learners, full_test)
@@ -1890,6 +2049,8 @@ def load_model(path):
         set_histories(learners, arrays)
         for learner in learners:
             learner.set_weights(arrays)
+    except MemoryError:
+        raise
     except Exception as error:  # config may hold anything
         reason = f"{type(error).__name__} {error}"
         raise RunError(
@@ -1908,17 +2069,32 @@ class RunError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+class NoData(RunError):
+    """No source has CIFAR-10."""
+
+
+unprinted = []  # errors of lines that could not be printed, for the end of command()
+
+
+def put(text, stream, end="\n"):
+    """print(), but a line that cannot be printed does not cost the run."""
+    try:
+        if stream:  # None where it was closed before the start
+            print(text, end=end, file=stream, flush=True)
+    except OSError as error:
+        unprinted.append(error)
+
+
 def show_progress(text):
     """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
-    if sys.stderr.isatty():
-        end = "" if text else "\r"
-        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
+    if sys.stderr and sys.stderr.isatty():
+        put(f"\r{text:<78.78}", sys.stderr, end="" if text else "\r")
 
 
 def say(line):
     """Tell the user something about the run that is not a result (to stderr)."""
     show_progress("")
-    print(line, file=sys.stderr, flush=True)
+    put(line, sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1966,9 +2142,10 @@ def destination(text):
     """An argparse type: a regular file that can be written, new or to be replaced."""
     path = Path(text)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a regular file")
-        with tempfile.TemporaryFile(dir=path.parent):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError("it is not a regular file")
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -1981,9 +2158,10 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
-        choices=("cifar10", "synthetic"),
-        default="cifar10",
-        help="default: cifar10; synthetic: made-up gratings, without a network",
+        choices=("auto", "cifar10", "synthetic"),
+        default="auto",
+        help="default: auto, which is cifar10 or, where no source has it, synthetic: "
+        "made-up gratings, without a network",
     )
     group.add_argument(
         "--cache-dir",
@@ -2036,7 +2214,8 @@ def add_training_flags(parser, backprop=True):
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs --epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
-    add("--channels", CHANNELS, count, "units at each position of a layer")
+    help = "units at each position of a layer"
+    add("--channels", CHANNELS, number(int, 1, 1_000_000), help)
     add("--batch-size", 64, count, "images in a step")
     add("--lr", 0.01, positive, "Adam's learning rate")
     help = "constant, or falling linearly to 0"
@@ -2105,6 +2284,14 @@ def parse(parser):
             args.objective == "min" and not recurrent,
             "--objective min needs --network recurrent",
         ),
+        *(
+            (
+                rate and rate * args.weight_decay > 1,
+                f"{flag} {rate} x --weight-decay {args.weight_decay:g} is above 1: a "
+                "step would turn every weight's sign",
+            )
+            for flag, rate in (("--lr", args.lr), ("--bp-lr", args.bp_lr))
+        ),
     ):
         if wrong:
             parser.error(message)
@@ -2119,12 +2306,15 @@ def with_threshold(args):
 
 
 def training_arguments(recipe="headline", network="feedforward", **changes):
-    """The flags' values of a recipe with `changes`, for use without a command line."""
+    """The flags' values of a recipe with `changes`, for use without a command line.
+
+    The dataset, which names the data in what is saved, is cifar10.
+    """
     parser = Parser()
     add_training_flags(parser)
     parser.set_defaults(**defaults_of(recipe, network))
     args = parser.parse_args([])
-    vars(args).update(changes, recipe=recipe, network=network)
+    vars(args).update({"dataset": "cifar10"} | changes, recipe=recipe, network=network)
     return with_threshold(args)
 
 
@@ -2135,16 +2325,39 @@ TRAINING_ARGUMENTS = tuple(
 
 
 def load_data(args):
-    """train_x, train_y, test_x, test_y of --dataset."""
-    if args.dataset == "synthetic":
-        return make_synthetic()
-    return load_cifar10(args.cache_dir)
+    """train_x, train_y, test_x, test_y of --dataset; "auto" becomes what it comes to."""
+    if args.dataset != "synthetic":
+        try:
+            data = load_cifar10(args.cache_dir)
+            args.dataset = "cifar10"
+            return data
+        except NoData:
+            if args.dataset == "cifar10":
+                raise
+        args.dataset = "synthetic"
+        say(
+            f"{TAG}no source has CIFAR-10: made-up images run instead. For the real data, "
+            f"put {ARCHIVES} into {cache_folder(args.cache_dir)}"
+        )
+    return make_synthetic()
+
+
+TAG = "[synthetic] "
 
 
 def teller(args):
     """print, but every line about synthetic data says so."""
-    tag = "[synthetic] " if args.dataset == "synthetic" else ""
-    return lambda line="": print(tag + line, flush=True)
+
+    def tell(line=""):
+        put((TAG if args.dataset == "synthetic" else "") + line, sys.stdout)
+
+    return tell
+
+
+def tell_data(args, tell):
+    """The last line of a script, where its results are not of CIFAR-10."""
+    if args.dataset == "synthetic":
+        tell("these are not CIFAR-10 results: the images are made up")
 
 
 def versions():
@@ -2242,22 +2455,38 @@ def tell_results(args, ways, predictions, test_y, tell):
 
 def command(main):
     """Run a script's main(): one line and an exit code for what goes wrong."""
-    # An overflow ends in a loss that is not finite, which train_epoch() reports.
+    # An overflow ends in a number that is not finite, which is an error by itself.
     warnings.filterwarnings("ignore", category=RuntimeWarning)
+    name = Path(sys.argv[0]).name
+    # A file that is opened must not get the number of a closed stream: libraries write
+    # their complaints to 2.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not None, nor a notebook's
+            stream.reconfigure(errors="backslashreplace")  # what it cannot show
     try:
         main()
     except RunError as error:
-        say(f"{Path(sys.argv[0]).name}: {error}")
+        say(f"{name}: {error}")
         sys.exit(1)
     except MemoryError:
-        say(f"{Path(sys.argv[0]).name}: not enough memory: fewer --channels or images")
+        say(f"{name}: not enough memory, for the data or with so many --channels")
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted; a training with --checkpoint FILE goes on when started again")
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(f"{Path(sys.argv[0]).name}: the reader of the output has gone away")
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                unprinted.append(error)
+        if unprinted:
+            say(f"{name}: lines were lost, as they cannot be printed: {unprinted[0]}")
+            sys.exit(1)
 
 
 def main():
@@ -2274,15 +2503,17 @@ def main():
     help = "save the run's state here after every epoch, and go on from it if it exists"
     group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
     args = parse(parser)
-    if args.save and args.save == args.checkpoint:
+    files = [os.path.realpath(path) for path in (args.save, args.checkpoint) if path]
+    if len(files) > len(set(files)):
         parser.error("--save and --checkpoint are the same file")
 
     tell = teller(args)
     _, arrays = run(args, load_data(args), tell, args.full_test, args.checkpoint)
     if args.save:
-        save_npz(args.save, arrays)
+        save_npz(args.save, arrays, write_result)
         tell()
         tell(f"saved {args.save} ({args.save.stat().st_size / 1e6:.1f} MB)")
+    tell_data(args, tell)
 
 
 if __name__ == "__main__":

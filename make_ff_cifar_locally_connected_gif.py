@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "imageio>=2.34", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "imageio>=2.34", "pillow>=10.1"]
 # ///
 """Train Forward-Forward and render an animation of how it learns.
 
@@ -297,10 +297,11 @@ def main():
             canvas.draw()
             frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
     gif = make_gif(frames, args.fps)
-    ff.write_whole(args.out, lambda file: file.write(gif))
+    ff.write_result(args.out, lambda file: file.write(gif))
     wanted, played = f"{args.fps:.3g}", f"{1000 / frame_time(args.fps):.3g}"
     instead = f", {played} a second (instead of {wanted})" if played != wanted else ""
     tell(f"wrote {args.out}: {len(frames)} frames{instead}, {len(gif) / 1e3:.0f} kB")
+    ff.tell_data(args, tell)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "pillow>=10.1"]
 # ///
 """Draw the five figures of viz/ from a model that was saved with --save.
 
@@ -499,7 +499,7 @@ def print_accuracies(accuracies, labels, tell):
 
 
 def draw_model(args, parser):
-    """The five figures by name, of one model, and how to tell lines about it."""
+    """The arguments of one model, and its five figures by name."""
     learners, trained, arrays, data = get_model(args, parser, ff.teller(args))
     tell = ff.teller(trained)
     _, _, test_x, test_y = data
@@ -507,7 +507,7 @@ def draw_model(args, parser):
     accuracies = measure_accuracies(learners, test_x[:count], test_y[:count])
     print_accuracies(accuracies, test_y[:count], tell)
     layer_0 = learners["FF"].layers[0]
-    return tell, {
+    return trained, {
         "example_images": example_images(trained, test_x, test_y),
         "example_label_encoded": example_label_encoded(trained, test_x[0], test_y[0]),
         "receptive_fields_layer0": receptive_fields(trained, layer_0),
@@ -517,7 +517,7 @@ def draw_model(args, parser):
 
 
 def draw_runs(args, _):
-    """The figure that compares many saved runs, and how to tell lines about them."""
+    """The arguments of the first of many saved runs, and the figure of them all."""
     runs, paths = [], {}
     for path in args.runs:
         _, trained, arrays = ff.load_model(path)
@@ -536,7 +536,7 @@ def draw_runs(args, _):
                 f"{args.runs[twin]} and {path} have the same settings and seed: one run "
                 "counts once"
             )
-    return ff.teller(runs[0][0]), {"closing_the_gap": closing_the_gap(runs)}
+    return runs[0][0], {"closing_the_gap": closing_the_gap(runs)}
 
 
 def main():
@@ -579,13 +579,15 @@ def main():
     # "default": the user's own settings must not change the figures.
     with matplotlib.style.context(["default", STYLE]):
         draw = draw_runs if args.runs else draw_model
-        tell, figures = draw(args, parser)
+        drawn, figures = draw(args, parser)
+        tell = ff.teller(drawn)
         for name, figure in figures.items():
             png = io.BytesIO()
             figure.savefig(png, format="png")
             path = args.outdir / f"{name}.png"
             ff.write_whole(path, lambda file, png=png: file.write(png.getvalue()))
             tell(f"wrote {path}")
+    ff.tell_data(drawn, tell)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "pillow>=10.1"]
 # ///
 """Times plain numpy (tests/plain.py) against the training module, in one run.
 

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "matplotlib>=3.8", "imageio>=2.34", "pillow>=10", "pytest>=8"]
+# dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "imageio>=2.34", "pillow>=10.1", "pytest>=8"]
 # ///
 """Run all tests: `uv run tests/run.py`, or `python3 tests/run.py`, with pytest's flags.
 

@@ -1,6 +1,8 @@
 """The loader on a real HTTP server on loopback, on small archives of both layouts."""
 
+import errno
 import hashlib
+import http.client
 import http.server
 import io
 import os
@@ -12,12 +14,14 @@ import signal
 import ssl
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 import time
 import tracemalloc
 import urllib.request
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +337,27 @@ def test_errors_that_stay_are_not_tried_again(serve, cache):
     server = serve([unavailable], [whole(KAGGLE)])
     assert_loads(cache)
     assert server.requests == ["/toronto", "/kaggle"]
+
+
+def test_a_host_that_is_lost_on_the_way_is_no_fault_of_the_folder(
+    serve, cache, capsys, monkeypatch
+):
+    read1, lost = http.client.HTTPResponse.read1, []
+
+    def unreachable(response, size):
+        if response.getheader("Content-Length") == str(len(KAGGLE)):
+            return read1(response, size)
+        lost.append(response)  # no route can be lost on loopback
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", unreachable)
+    server = serve([whole(TORONTO)], [whole(KAGGLE)])
+    assert_loads(cache)
+    assert len(lost) == 4  # as often as a dropped connection
+    assert server.requests == ["/toronto"] * 4 + ["/kaggle"]
+    given_up = capsys.readouterr().err.splitlines()[3]
+    assert given_up.startswith(f"gave up on {server.url('/toronto')}: ")
+    assert "No route to host" in given_up
 
 
 def test_a_redirect_is_followed(serve, cache):
@@ -687,6 +712,69 @@ def test_a_cut_archive_in_the_cache_gives_way_and_is_left_alone(serve, cache, ca
     assert "cifar10.zip" in zip_
 
 
+def test_a_folder_without_a_user_is_one_line_with_the_way_out():
+    for call in (ff.cache_folder, ff.load_cifar10):
+        with pytest.raises(RunError, match="home.*--cache-dir"):
+            call("~no-such-user/folder")
+
+
+def test_a_header_that_asks_for_all_memory_is_a_damaged_file(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    shape = b"(20, 32, 32, 3), }" + b" " * 12
+    assert NPZ.count(shape) == 1
+    large = b"(10000000000, 32, 32, 3), }   "
+    names = [f"{name}.npy" for name in small.NAMES]
+    path.write_bytes(small.reseal(NPZ, names, lambda b: b.replace(shape, large)))
+    with pytest.raises(RunError, match="train_x.npy is shorter than its array"):
+        ff.load_npz(path, "cache")
+
+
+def test_too_little_memory_is_no_fault_of_the_data(serve, cache):
+    server = serve([whole(TORONTO)], [whole(KAGGLE)])
+    program = """if True:
+        import resource, sys
+        import ff_cifar_locally_connected as ff
+
+        sys.argv[0] = "script.py"
+        ff.TORONTO_URL = ff.KAGGLE_URL = sys.argv.pop()
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
+        ff.command(ff.main)
+    """
+    whole_size = [np.zeros((50_000, 32, 32, 3), np.uint8), *ARRAYS[1:]]
+    put(cache, "cifar10.npz", good_npz(whole_size))
+    url = server.url("/toronto")
+    end = subprocess.run(
+        [sys.executable, "-c", program, "--cache-dir", cache, url],
+        cwd=Path(ff.__file__).parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (end.returncode, end.stdout) == (1, "")
+    assert end.stderr.startswith("script.py: not enough memory")
+    assert len(end.stderr.splitlines()) == 1
+    assert server.requests == []
+
+
+def test_a_folder_that_takes_no_cache_may_hold_the_archive(cache):
+    put(cache, "cifar-10-binary.tar.gz", TORONTO)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    process = small.start(settings(), *flags(cache), preexec_fn=limit)
+    code, out, err = small.finish(process)
+    assert code == 0
+    assert "chance" in out
+    assert len(err.splitlines()) == 1
+    for word in ("cifar-10-binary.tar.gz will be parsed at every start", "too large"):
+        assert word in err
+    assert names(cache) == ["cifar-10-binary.tar.gz"]
+
+
 @pytest.mark.parametrize("where", ["file", "file/folder"])
 def test_a_cache_folder_that_cannot_be_made_is_one_line(serve, tmp_path, where):
     serve([whole(TORONTO)])
@@ -709,6 +797,56 @@ def test_a_stopped_write_leaves_what_was_there(tmp_path, stop):
         ff.save_npz(path, {"first": np.zeros(9), "second": Stops()})
     assert path.read_bytes() == b"as it was"
     assert names(tmp_path) == ["model.npz"]
+
+
+def test_writers_of_one_file_that_are_all_process_1_do_not_meet(tmp_path):
+    path, started = tmp_path / "file", threading.Barrier(3, timeout=30)
+
+    def write(k):
+        def content(file):
+            file.write(bytes([k]) * 9)
+            started.wait()  # all three are in the middle, and of one process number
+
+        ff.write_whole(path, content)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert path.read_bytes() in [bytes([k]) * 9 for k in range(3)]
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_saved_file_may_be_read_by_whoever_the_umask_allows(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            ff.save_npz(tmp_path / "file", {"a": np.zeros(9)})
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_the_file_that_a_kill_left_goes_with_a_save_after_an_hour(tmp_path):
+    program = """if True:
+        import os, pathlib, signal, sys
+        import ff_cifar_locally_connected as ff
+
+        def killed(file):
+            file.write(bytes(1000))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        ff.write_whole(pathlib.Path(sys.argv[1]), killed)
+    """
+    command = sys.executable, "-c", program, tmp_path / "model.npz"
+    folder = Path(ff.__file__).parent
+    end = subprocess.run(command, check=False, cwd=folder)
+    assert end.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    ff.save_npz(tmp_path / "another.npz", {"a": np.zeros(9)})
+    assert left.exists()  # it may be of one who is still writing
+    os.utime(left, (time.time() - 4000,) * 2)
+    ff.save_npz(tmp_path / "another.npz", {"a": np.zeros(9)})
+    assert names(tmp_path) == ["another.npz"]
 
 
 # --------------------------------------------------------- processes of its own

@@ -140,8 +140,9 @@ def damage_members(rng, data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = rng.sample(archive.namelist(), 2)
 
-    def head(array):  # the header, and a little of what follows it
-        return damage(rng, array[:250]) + array[250:]
+    def head(array):  # the header and a little of what follows it, or that alone
+        start = rng.choice([0, 128])
+        return array[:start] + damage(rng, array[start:250]) + array[250:]
 
     return small.reseal(data, names, head)
 

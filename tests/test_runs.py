@@ -86,7 +86,7 @@ NONSENSE = {
     "--bp-lr": ["0", "nan", "x", "0.1"],  # the last: without --bp-baseline
     "--lr-schedule": ["cosine", ""],
     "--weight-decay": ["-1", "nan", "inf", "x"],
-    "--channels": ["0", "-1", "nan", "1.5"],
+    "--channels": ["0", "-1", "nan", "1.5", "9" * 19],
     "--label-input": ["nowhere", "Corner"],
     "--negatives": ["easy", ""],
     "--threshold": ["0", "-2", "nan", "inf", "x", "half"],
@@ -135,11 +135,21 @@ def test_the_model_and_the_checkpoint_cannot_be_one_file(run, tmp_path):
     assert_one_line(err, "--save", "--checkpoint")
 
 
+def test_another_spelling_of_the_checkpoint_is_the_same_file(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "x.npz").symlink_to("y.npz")
+    for model in ("link/y.npz", "x.npz", f"../{tmp_path.name}/y.npz"):
+        files = "--save", tmp_path / model, "--checkpoint", tmp_path / "y.npz"
+        code, _, err = run(*files)
+        assert code == 2
+        assert_one_line(err, "--save", "--checkpoint")
+
+
 def test_help_shows_every_default(run):
     code, out, _ = run("--help")
     assert code == 0
     out = " ".join(out.split())
-    for default in ("10000", "1000", "10", "2", "64", "0.01", "2.0", "cifar10"):
+    for default in ("10000", "1000", "10", "2", "64", "0.01", "2.0", "auto"):
         assert f"default: {default}" in out
 
 
@@ -149,6 +159,55 @@ def test_a_reader_that_goes_away_is_no_traceback(cache):
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize("where", ["gone", "full"])
+def test_lines_that_cannot_be_printed_do_not_cost_the_run(cache, tmp_path, where):
+    path = tmp_path / "model.npz"
+    with open("/dev/full", "w") as full:
+        options = {"stdout": full} if where == "full" else {}
+        # More lines than a buffer holds.
+        process = start(cache, "--n-epochs", "200", "--save", path, **options)
+        if where == "gone":
+            process.stdout.close()
+        err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert_one_line(err, "ff_cifar_locally_connected.py: lines were lost", "cannot be")
+    assert len(arrays_of(path)["ff_test_acc"]) == 200
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_streams_that_are_closed_do_not_matter(cache, tmp_path, closed):
+    def close():
+        for descriptor in closed:
+            os.close(descriptor)
+
+    path, data = tmp_path / "model.npz", tmp_path / "data"
+    streams = {"stdout": None, "stderr": None} if len(closed) > 1 else {}
+    flags = "--n-epochs", "1", "--save", path, "--cache-dir", data
+    code, out, err = small.finish(start(cache, *flags, preexec_fn=close, **streams))
+    assert code == 0
+    assert ("chance" in (out or "")) == (1 not in closed)
+    assert ("gave up on" in (err or "")) == (2 not in closed)
+    assert len(arrays_of(path)["ff_test_acc"]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_terminal_cannot_show_does_not_cost_the_run(
+    run, tmp_path, encoding
+):
+    names = tmp_path / "mod\u00e8le-\u03b8.npz", tmp_path / "\u03b8.npz"
+    flags = "--n-epochs", "1", "--save", names[0], "--checkpoint", names[1]
+    terminal = {"env": {"PYTHONIOENCODING": encoding}, "encoding": encoding}
+    for _ in range(2):  # the second time going on from the checkpoint
+        code, out, err = run(*flags, **terminal)
+        assert (code, err) == (0, "")
+        assert "-\\u03b8.npz" in out
+    assert "going on from" in out
+    code, _, err = run("--checkpoint", names[1], **terminal)
+    assert code == 1
+    assert_one_line(err, "\\u03b8.npz was made with")
 
 
 # ------------------------------------------------------------------ model.npz
@@ -254,6 +313,126 @@ def test_the_number_of_threads_does_not_change_the_bits(run, tmp_path, more):
     assert set(ff.load_model(tmp_path / "1")[0]) == {"FF", "BP"}
 
 
+def python(program, **environment):
+    """Stdout and stderr of a program that finds the main script beside it."""
+    end = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=os.path.dirname(ff.__file__),
+        env=os.environ | environment,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    return end.stdout, end.stderr
+
+
+TRAINS = """
+import hashlib, numpy as np
+
+def training(_=None):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 64, np.uint8)
+    args = ff.training_arguments(train_subset=64, eval_subset=8, n_epochs=1)
+    learner = ff.ForwardForward(args)
+    ff.train(learner, [images, labels] * 2, args, tell=lambda line: None)
+    return hashlib.sha256(learner.weights()["ff_layer1_W"]).hexdigest()
+"""
+
+
+def test_numpy_imported_first_changes_neither_bits_nor_the_threads_of_blas():
+    imports = "import numpy", "import ff_cifar_locally_connected as ff"
+    product = """
+import sys, time
+x = np.ones((1500, 1500))
+ours, everyones = time.thread_time(), time.process_time()
+x @ x
+ours, everyones = time.thread_time() - ours, time.process_time() - everyones
+assert everyones < 1.2 * ours, "BLAS has threads of its own"
+print(training())
+"""
+    threads = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+    environment = dict.fromkeys(threads, "2")
+    ends = []
+    for order in (imports, imports[::-1]):
+        program = "\n".join([*order, TRAINS, product])
+        ends.append(python(program, **environment))
+    assert ends[0] == ends[1]
+    assert ends[0][1] == ""
+
+
+def test_a_fork_after_a_training_trains_too():
+    imports = "import ff_cifar_locally_connected as ff"
+    forks = """
+import multiprocessing, warnings
+warnings.simplefilter("ignore")  # that a process with threads is forked
+here = training()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(training, [0, 0]) == [here, here]
+print("done")
+"""
+    program = f"{imports}\n{TRAINS}\n{forks}"
+    assert python(program, OMP_NUM_THREADS="2") == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads"), [("3", 3), ("4,2", 4), (" 4", 4), ("4 , 2", 4), ("", None)]
+)
+def test_the_first_number_of_omp_num_threads_counts(
+    monkeypatch, capsys, setting, threads
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert ff.count_threads() == (threads or cores)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("setting", ["0", "-1", "many", "1.5", ",2"])
+def test_a_number_of_threads_that_cannot_be_understood_is_said(
+    monkeypatch, capsys, setting
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert ff.count_threads() == cores
+    assert_one_line(
+        capsys.readouterr().err, f"OMP_NUM_THREADS={setting!r}", f"{cores} run"
+    )
+
+
+def test_threads_that_cannot_start_are_one_line_that_says_what_to_do():
+    program = """
+import sys, threading
+import ff_cifar_locally_connected as ff
+threading.stack_size(1 << 46)  # more than there is room for
+sys.argv = "script.py --dataset synthetic --n-epochs 1".split()
+try:
+    ff.command(ff.main)
+except SystemExit as end:
+    print("exit code", end.code)
+"""
+    out, err = python(program, OMP_NUM_THREADS="2")
+    assert out.splitlines()[-1] == "exit code 1"
+    assert_one_line(err, "script.py: can't start new thread", "OMP_NUM_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.1234, 3, "  0.123"),
+        (99.9994, 3, " 99.999"),
+        (100, 3, " 100.00"),
+        (100, 2, " 100.00"),
+        (12345.678, 3, "  12346"),
+        (999999, 0, " 999999"),
+        (1e18, 3, "  1e+18"),
+        (float("inf"), 3, "    inf"),
+    ],
+)
+def test_columns_of_the_epochs_never_run_together(value, digits, text):
+    assert ff.cell(value, digits) == text
+
+
 class Payload:
     """Unpickling this creates a file."""
 
@@ -302,6 +481,7 @@ MODEL_FAULTS = {
     "other layers": lambda a: a | {"layer_specs": a["layer_specs"] + np.int32(1)},
     "other units": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"][:, :, :-1]},
     "other types": lambda a: a | {"ff_layer0_W": a["ff_layer0_W"].astype(np.float16)},
+    "fewer epochs than asked for": lambda a: with_config(a, n_epochs=3),
     "other epochs": lambda a: a | {"bp_loss": np.zeros(3)},
     "a number for a list": lambda a: a | {"ff_wallclock": np.float64(1)},
     "more arrays": lambda a: a | {"ff_layer2_W": np.zeros(3)},
@@ -369,6 +549,45 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_line(run, tmp_path):
         assert "FF     1" in out
         assert_one_line(err, path, "File too large")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_saved_is_kept_elsewhere_in_one_line(cache, tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    flags = "--n-epochs", "2", "--save", folder / "model.npz"
+    process = start(cache, *flags, env={"TMPDIR": str(elsewhere)})
+    rows_until(process, 1)
+    folder.rmdir()
+    code, _, err = small.finish(process)
+    (kept,) = elsewhere.iterdir()
+    assert code == 1
+    assert_one_line(err, f"cannot write {folder / 'model.npz'}", f"is in {kept}")
+    assert len(arrays_of(kept)["ff_test_acc"]) == 2
+
+
+def test_a_name_is_as_long_as_the_disk_allows_or_a_usage_error(run, tmp_path):
+    for length in (250, 255, 256):
+        name = "m" * (length - 4) + ".npz"
+        code, out, err = run("--n-epochs", "1", "--save", tmp_path / name)
+        if length > 255:
+            assert (code, out) == (2, "")
+            assert_one_line(err, "--save", "name too long")
+        else:
+            assert (code, err) == (0, "")
+            assert len(arrays_of(tmp_path / name)["ff_test_acc"]) == 1
+
+
+def test_a_link_to_the_model_stays_and_its_target_is_written(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.npz", tmp_path / "folder" / "model.npz"
+    link.symlink_to(target)
+    for _ in range(2):  # there is no target yet; and there is one
+        assert run("--n-epochs", "1", "--save", link)[0] == 0
+        assert link.is_symlink()
+        assert not target.is_symlink()
+        assert len(arrays_of(target)["ff_test_acc"]) == 1
+        assert list(target.parent.iterdir()) == [target]
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -516,8 +735,44 @@ def test_a_learning_rate_that_diverges_is_one_line(run, tmp_path, flags, words):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "more", ["", "--n-layers 1", "--bp-baseline --lr 1e-9 --bp-lr 1e18"]
+)
+def test_what_only_the_last_step_diverges_to_is_no_result(run, tmp_path, more):
+    """One step: its loss is from before it, and the weights after it are finite."""
+    path = tmp_path / "model.npz"
+    flags = "--train-subset", "64", "--n-epochs", "1", "--lr", "1e18", "--save", path
+    code, out, err = run(*flags, *more.split())
+    assert code == 1
+    assert "chance" not in out
+    assert_one_line(err, "not finite", "learning rate 1e+18", "smaller --lr")
+    assert not path.exists()
+
+
+def test_a_model_whose_scores_overflow_is_not_drawn(tiny, tmp_path):
+    args = ff.training_arguments(train_subset=200, n_epochs=1, n_layers=1)
+    learner = ff.ForwardForward(args)
+    learner.layers[0].b.value[:] = 1e30  # finite; its square is not
+    with pytest.raises(RunError, match="score of a label is not finite"):
+        ff.predict(learner, ARRAYS[2])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--weight-decay 1e9",
+        "--lr 2 --weight-decay 0.6",
+        "--weight-decay 3 --bp-baseline --bp-lr 0.5",
+    ],
+)
+def test_a_decay_that_turns_the_sign_of_weights_is_a_usage_error(run, flags):
+    code, out, err = run(*flags.split())
+    assert (code, out) == (2, "")
+    assert_one_line(err, "lr ", "--weight-decay", "above 1")
+
+
 def test_no_data_is_one_line_and_exit_code_1(run, tmp_path):
-    code, out, err = run("--cache-dir", tmp_path / "nothing")
+    code, out, err = run("--dataset=cifar10", "--cache-dir", tmp_path / "nothing")
     assert (code, out) == (1, "")
     *given_up, last = err.splitlines()
     assert all(line.startswith("gave up on ") for line in given_up)
@@ -529,3 +784,38 @@ def test_every_line_about_synthetic_data_says_so():
     command = sys.executable, ff.__file__, *flags, "--eval-subset=16"
     out = subprocess.check_output(command, text=True, timeout=60)
     assert all(line.startswith("[synthetic] ") for line in out.splitlines())
+
+
+def test_where_no_source_has_cifar10_the_synthetic_set_runs_and_says_so(run, tmp_path):
+    folder, path = tmp_path / "nothing", tmp_path / "m.npz"
+    code, out, err = run("--n-epochs=1", "--save", path, "--cache-dir", folder)
+    assert code == 0
+    *given_up, instead = err.splitlines()
+    assert [line.split(":")[0] for line in given_up] == ["gave up on http"] * 2
+    assert instead.startswith("[synthetic] no source has CIFAR-10")
+    assert f"cifar10.zip (Kaggle's) into {folder}" in instead
+    assert all(line.startswith("[synthetic] ") for line in out.splitlines())
+    assert "not CIFAR-10 results" in out.splitlines()[-1]
+    config = json.loads(str(arrays_of(path)["config"]))
+    assert config["arguments"]["dataset"] == "synthetic"
+
+
+def test_where_cifar10_is_at_hand_auto_is_cifar10(run, tmp_path):
+    path = tmp_path / "m.npz"
+    code, out, err = run("--n-epochs=1", "--save", path)
+    assert (code, err) == (0, "")
+    assert "synthetic" not in out
+    config = json.loads(str(arrays_of(path)["config"]))
+    assert config["arguments"]["dataset"] == "cifar10"
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip"]
+)
+def test_a_damaged_file_of_the_data_is_an_error_and_not_made_up_for(
+    run, tmp_path, name
+):
+    (tmp_path / name).write_bytes(b"damaged")
+    code, out, err = run("--cache-dir", tmp_path)
+    assert (code, out) == (1, "")
+    assert_one_line(err.splitlines()[-1], "no CIFAR-10 from", tmp_path / name)
