@@ -2284,17 +2284,15 @@ def parse(parser):
             args.objective == "min" and not recurrent,
             "--objective min needs --network recurrent",
         ),
-        *(
-            (
-                rate and rate * args.weight_decay > 1,
-                f"{flag} {rate} x --weight-decay {args.weight_decay:g} is above 1: a "
-                "step would turn every weight's sign",
-            )
-            for flag, rate in (("--lr", args.lr), ("--bp-lr", args.bp_lr))
-        ),
     ):
         if wrong:
             parser.error(message)
+    for flag, rate in ("--lr", args.lr), ("--bp-lr", args.bp_lr):
+        if rate and rate * args.weight_decay > 1:
+            parser.error(
+                f"{flag} {rate:g} x --weight-decay {args.weight_decay:g} is above 1: a "
+                "step would turn every weight's sign"
+            )
     return with_threshold(args)
 
 
