@@ -1431,10 +1431,10 @@ def count_threads():
     else:
         cores = min(8, os.cpu_count() or 1)
     setting = os.environ.get("OMP_NUM_THREADS", "")
-    first = setting.split(",")[0].strip()  # OpenMP takes a list, a level each
-    if first.isdecimal() and int(first) > 0:
-        return int(first)
-    if setting:
+    # OpenMP takes a list, a level each.
+    if match := re.fullmatch(r"\s*([1-9]\d{0,5})\s*(,.*)?", setting):
+        return int(match[1])
+    if setting.strip():
         tell_at_import(
             f"OMP_NUM_THREADS={setting!r} is no number of threads: {cores} run"
         )

@@ -470,8 +470,8 @@ def get_model(args, parser, tell):
         saved.cache_dir = args.cache_dir
         return learners, saved, arrays, ff.load_data(saved)
 
+    data = ff.load_data(args)  # which may make the lines those of synthetic data
     tell(f"{args.model} does not exist: training a model, which will not be saved")
-    data = ff.load_data(args)
     learners, arrays = ff.run(args, data, tell)
     return {learner.name: learner for learner in learners}, args, arrays, data
 

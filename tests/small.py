@@ -2,11 +2,13 @@
 
     python3 small.py '{"N_TRAIN": 20, ...}' SCRIPT-FLAGS
 
-sets these constants of the main script, and then runs it as its command line does.
+sets these constants of the main script, and then runs it as its command line does; or
+the script that is named by $SCRIPT.
 """
 
 import gzip
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -140,5 +142,6 @@ def finish(process):
 if __name__ == "__main__":
     for constant, value in json.loads(sys.argv.pop(1)).items():
         setattr(ff, constant, value)
-    sys.argv[0] = ff.__file__
-    ff.command(ff.main)
+    script = importlib.import_module(os.environ.get("SCRIPT", ff.__name__))
+    sys.argv[0] = script.__file__
+    ff.command(script.main)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -377,7 +378,8 @@ print("done")
 
 
 @pytest.mark.parametrize(
-    ("setting", "threads"), [("3", 3), ("4,2", 4), (" 4", 4), ("4 , 2", 4), ("", None)]
+    ("setting", "threads"),
+    [("3", 3), ("4,2", 4), (" 4", 4), ("4 , 2", 4), ("", None), (" ", None)],
 )
 def test_the_first_number_of_omp_num_threads_counts(
     monkeypatch, capsys, setting, threads
@@ -388,7 +390,7 @@ def test_the_first_number_of_omp_num_threads_counts(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("setting", ["0", "-1", "many", "1.5", ",2"])
+@pytest.mark.parametrize("setting", ["0", "-1", "many", "1.5", ",2", "9" * 5000])
 def test_a_number_of_threads_that_cannot_be_understood_is_said(
     monkeypatch, capsys, setting
 ):
@@ -800,6 +802,30 @@ def test_where_no_source_has_cifar10_the_synthetic_set_runs_and_says_so(run, tmp
     assert config["arguments"]["dataset"] == "synthetic"
 
 
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("visualize_ff_cifar_locally_connected", ["--model", "no", "--outdir"]),
+        ("make_ff_cifar_locally_connected_gif", ["--out"]),
+    ],
+)
+def test_the_drawing_scripts_say_so_too(cache, tmp_path, script, flags):
+    flags = (
+        *flags,
+        tmp_path / "drawn",
+        "--epochs",
+        "1",
+        "--cache-dir",
+        tmp_path / "none",
+    )
+    code, out, err = small.finish(start(cache, *flags, env={"SCRIPT": script}))
+    assert code == 0, err
+    assert err.splitlines()[-1].startswith("[synthetic] no source has CIFAR-10")
+    assert all(line.startswith("[synthetic] ") for line in out.splitlines())
+    assert "not CIFAR-10 results" in out.splitlines()[-1]
+    assert (tmp_path / "drawn").exists()
+
+
 def test_where_cifar10_is_at_hand_auto_is_cifar10(run, tmp_path):
     path = tmp_path / "m.npz"
     code, out, err = run("--n-epochs=1", "--save", path)
@@ -819,3 +845,12 @@ def test_a_damaged_file_of_the_data_is_an_error_and_not_made_up_for(
     code, out, err = run("--cache-dir", tmp_path)
     assert (code, out) == (1, "")
     assert_one_line(err.splitlines()[-1], "no CIFAR-10 from", tmp_path / name)
+
+
+def test_every_file_asks_for_the_same_versions_of_packages():
+    root = ff.Path(ff.__file__).parent
+    files = [*root.glob("*.py"), *root.glob("tests/*.py"), root / ".ci" / "run"]
+    text = "".join(file.read_text("utf-8") for file in files)
+    bounds = set(re.findall(r'"([a-z]+)>=([\d.]+)"', text))
+    names = ["imageio", "matplotlib", "numpy", "pillow", "pytest"]
+    assert sorted(name for name, _ in bounds) == names
