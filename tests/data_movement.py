@@ -13,9 +13,24 @@ processor. Writes and arithmetic are free. There is no cache size to choose: wha
 used a short while ago is cheap, and what waited for long is dear.
 """
 
+import sys
+import threading
+import weakref
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
+
+# isort: split
 import numpy as np
+import plain
+from numpy.lib.stride_tricks import as_strided
 
 # -------------------------------------------------------------------- the price
 
@@ -151,3 +166,489 @@ def cost_blocks(arguments, operations, results, sizes, word=1, evict=True):
     """The price of a program of blocks: that of cost() on its single words."""
     _, _, *reads = block_reads(arguments, operations, results, sizes, evict)
     return int(block_prices(*reads, word).sum())
+
+
+# ----------------------------------------------------------------- the recorder
+# The training code runs as it is, in one thread, on arrays that tell the recorder what
+# numpy reads and writes of them. What it notes is taken as it is computed:
+#
+# - A matrix product of stacks is one operation for each matrix, and reads both factors
+#   once. BLAS must read them at least once; that it may read them again, or copy them
+#   into an order of its own first, is left out.
+# - Any other operation on arrays is one operation, and reads each array once, also one
+#   that it names twice; of a broadcast array each word once. Where an array overlaps
+#   itself (the windows of im2col), it is one operation for each index of the first axes,
+#   as many as it takes until no part overlaps itself.
+# - What is written is a new value: the one that was there is gone.
+# - A word is a number of an array, whatever its type.
+#
+# Left out are scalars, index arrays, and np.float32(array), which numpy does not show.
+
+
+class Place:
+    """Where an array lies: the words of a buffer, memory that is not a view of other.
+
+    buffer: its number; offset, strides: in words; shape
+    """
+
+    def __init__(self, buffer, offset, shape, strides):
+        self.buffer, self.offset = buffer, offset
+        self.shape, self.strides = tuple(shape), tuple(strides)
+
+    def __getitem__(self, i):
+        offset = self.offset + i * self.strides[0]
+        return Place(self.buffer, offset, self.shape[1:], self.strides[1:])
+
+    def broadcast(self, shape):
+        """With axes before its own, and along those of length 1, that do not move."""
+        strides = (0,) * (len(shape) - len(self.shape)) + tuple(
+            0 if n == 1 else stride for n, stride in zip(self.shape, self.strides)
+        )
+        return Place(self.buffer, self.offset, shape, strides)
+
+    def axes(self):
+        """(stride, length) of those that move, the longest stride first; what is one run
+        is one axis."""
+        axes = [(s, n) for s, n in zip(self.strides, self.shape) if s and n > 1]
+        axes.sort(reverse=True)
+        merged = axes[:1]
+        for stride, n in axes[1:]:
+            outer, count = merged[-1]
+            if outer == stride * n:
+                merged[-1] = stride, n * count
+            else:
+                merged.append((stride, n))
+        return merged
+
+    def overlaps_itself(self):
+        reach = 0
+        for stride, n in reversed(self.axes()):
+            if stride <= reach:
+                return True
+            reach += stride * (n - 1)
+        return False
+
+    def key(self):
+        """The same for all arrays that are the same words."""
+        return self.buffer, self.offset, *self.axes()
+
+
+def words_at(key):
+    """The words of a buffer that a Place's key stands for: a slice, or their numbers."""
+    _, offset, *axes = key
+    if not axes:
+        return slice(offset, offset + 1)
+    if len(axes) == 1 and axes[0][0] == 1:
+        return slice(offset, offset + axes[0][1])
+    if isinstance(axes[0], bytes):
+        return np.frombuffer(axes[0], np.int64)
+    words = np.array(offset)
+    for stride, n in axes:
+        words = words[..., None] + stride * np.arange(n)
+    return words.ravel()
+
+
+class Scattered(Place):
+    """Words of a buffer that were picked by an index array."""
+
+    def overlaps_itself(self):
+        return False
+
+    def key(self):
+        return self.buffer, 0, np.unique(self.offset).tobytes()
+
+
+def root(array):
+    """The array that owns the memory that `array` is a view of."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
+
+
+def arrays_in(value):
+    """All arrays in nested lists and tuples, but for those of a single number."""
+    if isinstance(value, (list, tuple)):
+        return [array for item in value for array in arrays_in(item)]
+    return [value] if isinstance(value, np.ndarray) and value.ndim else []
+
+
+def unseen(value):
+    """The same without a recorder, also in lists, tuples and dicts."""
+    if isinstance(value, Recorded):
+        return value.view(np.ndarray)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(unseen, value))
+    if isinstance(value, dict):
+        return {key: unseen(item) for key, item in value.items()}
+    return value
+
+
+class Recorded(np.ndarray):
+    """An array that tells a recorder what is read of it and written to it."""
+
+    recorder = None
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if out is not None:
+            options["out"] = unseen(out)
+        result = getattr(ufunc, method)(*unseen(inputs), **options)
+        self.recorder.note(inputs, result, product=ufunc is np.matmul)
+        return seen(result) if out is None else out[0]
+
+    def __array_function__(self, function, types, args, options):
+        result = function(*unseen(args), **unseen(options))
+        if function is np.stack:  # one array after the other
+            for array, part in zip(args[0], result, strict=True):
+                self.recorder.note(array, part)
+            return seen(result)
+        return self.recorder.copied(args, result)
+
+    def __getitem__(self, key):
+        result = unseen(self)[unseen(key)]
+        if arrays_in(result) and root(result) is not root(self):
+            self.recorder.note(self.recorder.picked(self, key), result)
+        return seen(result)
+
+    def __setitem__(self, key, value):
+        target = unseen(self)[unseen(key)]
+        unseen(self)[unseen(key)] = unseen(value)
+        if arrays_in(target) and root(target) is not root(self):
+            self.recorder.note(value, self.recorder.picked(self, key))
+        # After a[key] += b, Python writes a[key] to its own place.
+        elif arrays_in(target) and not same_place(value, target):
+            self.recorder.note(value, target)
+
+
+def same_place(a, b):
+    return isinstance(a, np.ndarray) and (
+        (a.__array_interface__["data"], a.shape, a.strides)
+        == (b.__array_interface__["data"], b.shape, b.strides)
+    )
+
+
+def seen(result):
+    return result.view(Recorded) if arrays_in(result) else result
+
+
+def recorded_method(name):
+    """A method that copies the array, or gives a view of it where it can."""
+
+    def method(self, *args, **options):
+        result = getattr(unseen(self), name)(*unseen(args), **options)
+        return self.recorder.copied(self, result)
+
+    return method
+
+
+for name in "reshape", "astype", "copy", "ravel", "flatten", "repeat", "argmax":
+    setattr(Recorded, name, recorded_method(name))
+
+
+class RecordedNumpy:
+    """numpy for the recorded modules: what it makes of nothing is recorded too."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, *args):
+        return np.empty(*args).view(Recorded)
+
+    def zeros(self, *args):
+        return Recorded.recorder.copied((), np.zeros(*args))
+
+    def ones(self, *args):
+        return Recorded.recorder.copied((), np.ones(*args))
+
+    def eye(self, *args, **options):
+        return Recorded.recorder.copied((), np.eye(*args, **options))
+
+    def zeros_like(self, array):
+        return Recorded.recorder.copied((), np.zeros_like(unseen(array)))
+
+    def ascontiguousarray(self, array):
+        result = np.ascontiguousarray(unseen(array))
+        return Recorded.recorder.copied(array, result)
+
+
+# What a function writes, if it is not a parameter or a moment: the innermost that is
+# known decides, by its name or that of its class too.
+WRITES = {
+    "images": "normalise images_last with_labels encode_labels inputs",
+    "gathered inputs": "gather im2col",
+    "activities": "multiply product activity put maps normalised forward",
+    "goodness": "goodness see loss cross_entropy ff_loss ff_loss_slopes"
+    " label_goodness label_scores predict ForwardForward.forward",
+    "gradients": "goodness_gradient weight_gradient transposed bias_gradient du"
+    " input_gradient gradients train_step Layer.update Adam.update",
+    "Adam's moments": "step",
+}
+WRITES = {name: kind for kind, names in WRITES.items() for name in names.split()}
+KINDS = ["weights", "Adam's moments", "activities", "gathered inputs", "gradients"]
+KINDS += ["images", "goodness"]
+
+
+class Recorder:
+    """Notes the operations on Recorded arrays as (places written, places read, who).
+
+    who: the functions of the recorded modules that were at work, the innermost first,
+        and the number of the layer that the innermost worked on, or None
+    """
+
+    def __init__(self, modules):
+        self.globals = [vars(module) for module in modules]
+        self.operations, self.starts, self.on = [], [], False
+        self.sizes, self.kinds = [], {}  # words of each buffer; kind, if it is named
+        self.buffers = {}  # by address, as long as they live: a weak reference, number
+        self.layer_of = {}
+
+    def place(self, array):
+        owner = root(array)
+        start = owner.__array_interface__["data"][0]
+        if start not in self.buffers:
+            gone = weakref.ref(owner, lambda _: self.buffers.pop(start))
+            self.buffers[start] = gone, len(self.sizes)
+            self.sizes.append(owner.size)
+        offset = array.__array_interface__["data"][0] - start
+        unit = array.itemsize
+        return Place(
+            self.buffers[start][1],
+            offset // unit,
+            array.shape,
+            [stride // unit for stride in array.strides],
+        )
+
+    def picked(self, array, key):
+        """The place of array[key], with index arrays in the key."""
+        place = self.place(array)
+        words = np.array(place.offset)
+        for n, stride in zip(place.shape, place.strides):
+            words = words[..., None] + stride * np.arange(n)
+        return Scattered(place.buffer, words[unseen(key)], (), ())
+
+    def name(self, kind, *arrays):
+        """Whatever is ever written to these arrays is of this kind."""
+        for array in arrays:
+            self.kinds[self.place(array).buffer] = kind
+
+    def who(self):
+        names, layer = [], None
+        frame = sys._getframe(2)
+        while frame:
+            if any(frame.f_globals is known for known in self.globals):
+                local, name = frame.f_locals, frame.f_code.co_name
+                if "self" in local:
+                    name = f"{type(local['self']).__name__}.{name}"
+                names.append(name)
+                for owner in local.get("self"), local.get("layer"):
+                    if layer is None:
+                        layer = self.layer_of.get(id(owner))
+            elif names and frame.f_globals is globals():
+                break
+            frame = frame.f_back
+        return tuple(names), layer
+
+    def copied(self, operands, result):
+        """Note that operands were read for a result, unless it is a view of one."""
+        owners = [root(array) for array in arrays_in(operands)]
+        if arrays_in(result) and any(root(result) is owner for owner in owners):
+            return seen(result)
+        self.note(operands, result)
+        return seen(result)
+
+    def note(self, operands, result, product=False):
+        if not self.on:
+            return
+        who = self.who()
+
+        def places(value):
+            if isinstance(value, Place):
+                return [value]
+            return [self.place(array) for array in arrays_in(value) if array.size]
+
+        def split(written, read, depth):
+            if depth == 0 and any(place.overlaps_itself() for place in read):
+                depth = 1
+            if depth == 0:
+                keys = dict.fromkeys(place.key() for place in read)
+                keys = [place.key() for place in written], list(keys)
+                self.operations.append((*keys, who))
+                return
+            for i in range(written[0].shape[0]):
+                split([w[i] for w in written], [r[i] for r in read], depth - 1)
+
+        written, read = places(result), places(operands)
+        depth = 0
+        if product:
+            stack = written[0].shape[:-2]
+            read = [place.broadcast(stack + place.shape[-2:]) for place in read]
+            depth = len(stack)
+        elif any(place.overlaps_itself() for place in read):
+            read = [place.broadcast(written[0].shape) for place in read]
+        split(written, read, depth)
+
+    def begin_step(self, *loaded):
+        """What is noted from here on is a new step, on arrays that have just come in."""
+        self.starts.append(len(self.operations))
+        self.on = True
+        self.note((), loaded)
+
+    def program(self):
+        """The operations on blocks: the pieces in which buffers were read and written.
+
+        Two words of a buffer are in one block if no operation took only one of them.
+        """
+        keys = {}
+        for written, read, _ in self.operations:
+            for key in (*written, *read):
+                keys.setdefault(key[0], {})[key] = None
+        blocks = {}  # of each key: the numbers of its blocks, in the order of memory
+        sizes, buffer_of = [], []
+        for buffer, seen_keys in keys.items():
+            parts, part_sizes = split_buffer(self.sizes[buffer], seen_keys)
+            for key, part in parts.items():
+                blocks[key] = part + len(sizes)
+            sizes += part_sizes
+            buffer_of += [buffer] * len(part_sizes)
+
+        result = SimpleNamespace(operations=[], who=[], sizes=[], kinds=[], starts=[])
+        value = {}  # the number of the value in each block
+
+        def new(block, kind):
+            value[block] = len(result.sizes)
+            result.sizes.append(sizes[block])
+            result.kinds.append(self.kinds.get(buffer_of[block], kind))
+            return value[block]
+
+        def kind(names):
+            for name in names:
+                for known in (name, name.split(".")[-1]):
+                    if known in WRITES:
+                        return WRITES[known]
+            return "images"  # loaded
+
+        for i, (written, read, who) in enumerate(self.operations):
+            if i in self.starts:
+                result.starts.append(len(result.operations))
+            read = dict.fromkeys(b for key in read for b in blocks[key].tolist())
+            for block in read:
+                if block not in value:  # a constant, or from before the first step
+                    result.operations.append(([new(block, "goodness")], []))
+                    result.who.append(who)
+            read = [value[block] for block in read]
+            written = dict.fromkeys(b for key in written for b in blocks[key].tolist())
+            made = [new(block, kind(who[0])) for block in written]
+            result.operations.append((made, read))
+            result.who.append(who)
+        return result
+
+
+def split_buffer(size, keys):
+    """The coarsest blocks of a buffer of which each key takes some whole, and no others.
+
+    Returns {key: numbers of its blocks, in the order of their first words}, sizes.
+    """
+    label, sizes = np.zeros(size, np.int32), np.array([size])
+    for key in keys:
+        at = words_at(key)
+        found = label[at]
+        taken = np.bincount(found, minlength=len(sizes))
+        torn = np.flatnonzero((taken > 0) & (taken < sizes))
+        if len(torn):
+            renamed = np.arange(len(sizes), dtype=np.int32)
+            renamed[torn] = len(sizes) + np.arange(len(torn))
+            label[at] = renamed[found]
+            sizes[torn] -= taken[torn]
+            sizes = np.append(sizes, taken[torn])
+    first = np.empty(len(sizes), int)
+    first[label[::-1]] = np.arange(size)[
+        ::-1
+    ]  # the last to be written is the first word
+    parts = {}
+    for key in keys:
+        part = np.flatnonzero(np.bincount(label[words_at(key)]))
+        parts[key] = part[np.argsort(first[part])]
+    return parts, sizes.tolist()
+
+
+@contextmanager
+def recording():
+    """A Recorder of what the training module and tests/plain.py do in this context.
+
+    Arrays that are made in it are recorded: learners must be, too.
+    """
+    recorder = Recorder([ff, plain])
+    changes = {
+        (ff, "np"): RecordedNumpy(),
+        (plain, "np"): RecordedNumpy(),
+        (ff, "as_strided"): partial(as_strided, subok=True),
+        (ff, "THREADS"): 1,
+        (ff, "_local"): threading.local(),
+    }
+    before = {(module, name): getattr(module, name) for module, name in changes}
+    try:
+        Recorded.recorder = recorder
+        for (module, name), value in changes.items():
+            setattr(module, name, value)
+        yield recorder
+    finally:
+        recorder.on = False
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+STEPS = 3  # the first starts up, the second is priced, the third needs what stays
+
+
+def record(learner, batch, work="train_step", seed=0):
+    """The program of STEPS steps, or predictions, of a learner on noise images.
+
+    learner: a function that makes one. What is read does not depend on the pixels.
+    """
+    rng = np.random.default_rng(seed)
+    with recording() as recorder:
+        learner = learner()
+        if hasattr(learner, "adam"):
+            for parameter in learner.parameters():
+                recorder.name("weights", parameter.value)
+                recorder.name("Adam's moments", parameter.m, parameter.v)
+            for i, layer in enumerate(learner.layers):
+                for owner in layer, *layer.connections:
+                    recorder.layer_of[id(owner)] = i
+        else:
+            for layer in learner.layers:
+                recorder.name("weights", *layer.parameters())
+            if isinstance(learner, plain.Backprop):
+                recorder.name("weights", learner.W_out, learner.b_out)
+        for _ in range(STEPS):
+            side = ff.SIDE
+            images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+            images = images.view(Recorded)
+            labels = rng.integers(0, 10, batch, np.uint8)
+            recorder.begin_step(images)
+            if work == "predict":
+                learner.predict(images)
+            elif isinstance(learner, plain.ForwardForward):
+                learner.train_step(images, labels, [ff.wrong_labels(labels, rng)])
+            else:
+                learner.train_step(images, labels)
+    return recorder.program()
+
+
+def make_learner(name, recipe="headline"):
+    """FF or BP of the training module, with a recipe's settings."""
+    args = ff.training_arguments(recipe=recipe, bp_baseline=True)
+    return {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
+
+
+def make_plain(name):
+    """The same in the plainest numpy: nothing shared, nothing at once."""
+    args = ff.training_arguments()
+    ours = make_learner(name)
+    layers = [
+        plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
+        for layer in ours.layers
+    ]
+    if name == "FF":
+        return plain.ForwardForward(layers, args.lr, np.float32)
+    readout = ours.W_out.value, ours.b_out.value
+    return plain.Backprop(layers, *readout, args.lr, np.float32)
