@@ -13,6 +13,7 @@ processor. Writes and arithmetic are free. There is no cache size to choose: wha
 used a short while ago is cheap, and what waited for long is dear.
 """
 
+import itertools
 import sys
 import threading
 import weakref
@@ -139,21 +140,25 @@ def cost(arguments, operations, results, word=1, evict=True):
 # the last read words leave instead: their depths are D + n, D + n - 1, ..., D + 1.
 
 
-def block_reads(arguments, operations, results, sizes, evict=True):
-    """Every read of a block, in order: arrays operation, block, above, size, last.
+def block_reads(arguments, operations, results, sizes, evict=True, first=0, end=None):
+    """Every read of a block, in order: arrays block, above, size, last.
 
     As for cost(), but operations are (blocks made, blocks read), and sizes gives the
-    words of each block, an integer.
+    words of each block, an integer. Only of operations [first:end], but those before
+    have left the stack as it is, and those behind are readers for whom values stay.
     """
     stack = Stack(arguments, operations, results, sizes, evict)
     reads = []
-    for i, (made, operands) in enumerate(operations):
+    for i, (made, operands) in enumerate(operations[:end]):
         for block in operands:
+            if i < first:
+                stack.use(block)
+                continue
             above = stack.above(block)
-            reads.append((i, block, above, sizes[block], stack.use(block)))
+            reads.append((block, above, sizes[block], stack.use(block)))
         for block in made:
             stack.push(block)
-    return np.array(reads, np.int64).reshape(-1, 5).T
+    return np.array(reads, np.int64).reshape(-1, 4).T
 
 
 def block_prices(above, size, last, word=1):
@@ -164,7 +169,7 @@ def block_prices(above, size, last, word=1):
 
 def cost_blocks(arguments, operations, results, sizes, word=1, evict=True):
     """The price of a program of blocks: that of cost() on its single words."""
-    _, _, *reads = block_reads(arguments, operations, results, sizes, evict)
+    _, *reads = block_reads(arguments, operations, results, sizes, evict)
     return int(block_prices(*reads, word).sum())
 
 
@@ -376,7 +381,7 @@ WRITES = {
     "images": "normalise images_last with_labels encode_labels inputs",
     "gathered inputs": "gather im2col",
     "activities": "multiply product activity put maps normalised forward",
-    "goodness": "goodness see loss cross_entropy ff_loss ff_loss_slopes"
+    "others": "goodness see loss cross_entropy ff_loss ff_loss_slopes"
     " label_goodness label_scores predict ForwardForward.forward",
     "gradients": "goodness_gradient weight_gradient transposed bias_gradient du"
     " input_gradient gradients train_step Layer.update Adam.update",
@@ -384,7 +389,7 @@ WRITES = {
 }
 WRITES = {name: kind for kind, names in WRITES.items() for name in names.split()}
 KINDS = ["weights", "Adam's moments", "activities", "gathered inputs", "gradients"]
-KINDS += ["images", "goodness"]
+KINDS += ["images", "others"]
 
 
 class Recorder:
@@ -492,8 +497,8 @@ class Recorder:
         self.on = True
         self.note((), loaded)
 
-    def program(self):
-        """The operations on blocks: the pieces in which buffers were read and written.
+    def split_buffers(self):
+        """The blocks of all buffers: {key: numbers of its blocks}, words, buffers.
 
         Two words of a buffer are in one block if no operation took only one of them.
         """
@@ -501,45 +506,67 @@ class Recorder:
         for written, read, _ in self.operations:
             for key in (*written, *read):
                 keys.setdefault(key[0], {})[key] = None
-        blocks = {}  # of each key: the numbers of its blocks, in the order of memory
-        sizes, buffer_of = [], []
-        for buffer, seen_keys in keys.items():
-            parts, part_sizes = split_buffer(self.sizes[buffer], seen_keys)
+        blocks, sizes, buffers = {}, [], []
+        for buffer, its_keys in keys.items():
+            parts, its_sizes = split_buffer(self.sizes[buffer], its_keys)
             for key, part in parts.items():
-                blocks[key] = part + len(sizes)
-            sizes += part_sizes
-            buffer_of += [buffer] * len(part_sizes)
+                blocks[key] = (part + len(sizes)).tolist()
+            sizes += its_sizes
+            buffers += [buffer] * len(its_sizes)
+        return blocks, sizes, buffers
 
-        result = SimpleNamespace(operations=[], who=[], sizes=[], kinds=[], starts=[])
-        value = {}  # the number of the value in each block
+    def programs(self):
+        """The program of what was noted, and the same without the optimiser.
 
-        def new(block, kind):
-            value[block] = len(result.sizes)
-            result.sizes.append(sizes[block])
-            result.kinds.append(self.kinds.get(buffer_of[block], kind))
-            return value[block]
+        Without: Adam's operations are left out, so that gradients are made and not read.
+        """
+        blocks = self.split_buffers()
+        return self.program(*blocks), self.program(*blocks, without=ADAM)
 
-        def kind(names):
-            for name in names:
-                for known in (name, name.split(".")[-1]):
-                    if known in WRITES:
-                        return WRITES[known]
-            return "images"  # loaded
+    def program(self, blocks, sizes, buffers, without=frozenset()):
+        """The operations (values made, values read), each value one of a block."""
+        program = SimpleNamespace(operations=[], who=[], sizes=[], kinds=[], starts=[])
+        value = {}  # the value that each block has
+
+        def blocks_of(keys):
+            return list(dict.fromkeys(block for key in keys for block in blocks[key]))
+
+        def make(made, kind):
+            for block in made:
+                value[block] = len(program.sizes)
+                program.sizes.append(sizes[block])
+                program.kinds.append(self.kinds.get(buffers[block], kind))
+            return [value[block] for block in made]
+
+        def add(made, read, who):
+            program.operations.append((made, read))
+            program.who.append(who)
 
         for i, (written, read, who) in enumerate(self.operations):
             if i in self.starts:
-                result.starts.append(len(result.operations))
-            read = dict.fromkeys(b for key in read for b in blocks[key].tolist())
-            for block in read:
-                if block not in value:  # a constant, or from before the first step
-                    result.operations.append(([new(block, "goodness")], []))
-                    result.who.append(who)
-            read = [value[block] for block in read]
-            written = dict.fromkeys(b for key in written for b in blocks[key].tolist())
-            made = [new(block, kind(who[0])) for block in written]
-            result.operations.append((made, read))
-            result.who.append(who)
-        return result
+                program.starts.append(len(program.operations))
+            if without.isdisjoint(who[0]):
+                read, written = blocks_of(read), blocks_of(written)
+                # A constant, or what the first step finds: it comes in here.
+                if new := [block for block in read if block not in value]:
+                    add(make(new, "others"), [], who)
+                read = [value[block] for block in read]
+                add(make(written, kind_written(who[0])), read, who)
+        return program
+
+
+ADAM = frozenset({"Adam.update", "Adam.step"})
+
+
+def kind_written(names):
+    """The kind of what these functions write, the innermost first."""
+    for name in names:
+        for known in (name, name.split(".")[-1]):
+            if known in WRITES:
+                return WRITES[known]
+    if names:
+        raise ValueError(f"nobody knows what {names[0]}() writes")
+    return "images"  # as they come in
 
 
 def split_buffer(size, keys):
@@ -600,7 +627,7 @@ STEPS = 3  # the first starts up, the second is priced, the third needs what sta
 
 
 def record(learner, batch, work="train_step", seed=0):
-    """The program of STEPS steps, or predictions, of a learner on noise images.
+    """Recorder.programs() of STEPS steps, or predictions, of a learner on noise images.
 
     learner: a function that makes one. What is read does not depend on the pixels.
     """
@@ -631,7 +658,7 @@ def record(learner, batch, work="train_step", seed=0):
                 learner.train_step(images, labels, [ff.wrong_labels(labels, rng)])
             else:
                 learner.train_step(images, labels)
-    return recorder.program()
+    return recorder.programs()
 
 
 def make_learner(name, recipe="headline"):
@@ -652,3 +679,51 @@ def make_plain(name):
         return plain.ForwardForward(layers, args.lr, np.float32)
     readout = ours.W_out.value, ours.b_out.value
     return plain.Backprop(layers, *readout, args.lr, np.float32)
+
+
+def layer_by_layer(program):
+    """A program of FF in another order: a layer is updated before the next is touched.
+
+    The operations are the same, and each reads the same values: a layer's gradient needs
+    its own goodness only, and its input from before the update of the layer below is
+    kept. What an operation needs comes before it, also where that comes later otherwise.
+    """
+
+    def stage(i):
+        names, layer = program.who[i]
+        updates = "ForwardForward.forward" not in names
+        return -1 if layer is None else 2 * layer + updates
+
+    operations, made_by = program.operations, {}
+    order, placed = [], set()
+
+    def put(i):
+        if i not in placed:
+            placed.add(i)
+            for value in operations[i][1]:
+                put(made_by[value])
+            order.append(i)
+
+    for i, (made, _) in enumerate(operations):
+        made_by.update(dict.fromkeys(made, i))
+    for span in itertools.pairwise([*program.starts, len(operations)]):
+        for i in sorted(range(*span), key=stage):
+            put(i)
+    program = SimpleNamespace(**vars(program))
+    program.operations = [operations[i] for i in order]
+    program.who = [program.who[i] for i in order]
+    return program
+
+
+def prices(program, words=(4, 1), evict=True):
+    """The price of the second step, by kind of value: {word: {kind: price}}."""
+    first, end = program.starts[1:3]
+    sizes = dict(enumerate(program.sizes))
+    block, *reads = block_reads([], program.operations, [], sizes, evict, first, end)
+    kind = np.array([KINDS.index(kind) for kind in program.kinds])[block]
+    result = {}
+    for word in words:
+        price = block_prices(*reads, word)
+        by_kind = [int(price[kind == k].sum()) for k in range(len(KINDS))]
+        result[word] = dict(zip(KINDS, by_kind))
+    return result
