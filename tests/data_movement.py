@@ -14,6 +14,7 @@ used a short while ago is cheap, and what waited for long is dear.
 """
 
 import itertools
+import math
 import sys
 import threading
 import weakref
@@ -191,76 +192,68 @@ def cost_blocks(arguments, operations, results, sizes, word=1, evict=True):
 
 
 class Place:
-    """Where an array lies: the words of a buffer, memory that is not a view of other.
+    """Where an array lies: in a buffer, memory that is not a view of other memory.
 
     buffer: its number; offset, strides: in words; shape
+    picked: the words one by one, if an index array chose them
     """
 
-    def __init__(self, buffer, offset, shape, strides):
-        self.buffer, self.offset = buffer, offset
+    def __init__(self, buffer, offset, shape, strides, picked=None):
+        self.buffer, self.offset, self.picked = buffer, offset, picked
         self.shape, self.strides = tuple(shape), tuple(strides)
 
     def __getitem__(self, i):
+        """That of array[i]."""
         offset = self.offset + i * self.strides[0]
         return Place(self.buffer, offset, self.shape[1:], self.strides[1:])
 
     def broadcast(self, shape):
-        """With axes before its own, and along those of length 1, that do not move."""
-        strides = (0,) * (len(shape) - len(self.shape)) + tuple(
-            0 if n == 1 else stride for n, stride in zip(self.shape, self.strides)
-        )
+        """That of the array broadcast to a shape."""
+        strides = [0 if n == 1 else s for n, s in zip(self.shape, self.strides)]
+        strides = [0] * (len(shape) - len(strides)) + strides
         return Place(self.buffer, self.offset, shape, strides)
 
     def axes(self):
-        """(stride, length) of those that move, the longest stride first; what is one run
-        is one axis."""
+        """(stride, length) of axes that move, the longest stride first, and the length of
+        the runs that they repeat."""
         axes = [(s, n) for s, n in zip(self.strides, self.shape) if s and n > 1]
-        axes.sort(reverse=True)
-        merged = axes[:1]
-        for stride, n in axes[1:]:
-            outer, count = merged[-1]
-            if outer == stride * n:
-                merged[-1] = stride, n * count
+        run, outer = 1, []
+        for stride, n in sorted(axes):
+            if stride == run and not outer:
+                run *= n
             else:
-                merged.append((stride, n))
-        return merged
+                outer.insert(0, (stride, n))
+        return outer, run
 
     def overlaps_itself(self):
-        reach = 0
-        for stride, n in reversed(self.axes()):
-            if stride <= reach:
+        outer, reach = self.axes()
+        for stride, n in reversed(outer):
+            if stride < reach:
                 return True
             reach += stride * (n - 1)
         return False
 
     def key(self):
-        """The same for all arrays that are the same words."""
-        return self.buffer, self.offset, *self.axes()
+        """(buffer, offset, length of runs, axes): the same for arrays of the same words;
+        or (buffer, words, 0) of picked ones."""
+        if self.picked is not None:
+            return self.buffer, np.unique(self.picked).tobytes(), 0
+        outer, run = self.axes()
+        return self.buffer, self.offset, run, *outer
 
 
-def words_at(key):
-    """The words of a buffer that a Place's key stands for: a slice, or their numbers."""
-    _, offset, *axes = key
+def words_at(key, unit=1):
+    """The words of a buffer that a Place's key stands for, in units of so many words:
+    a slice, or their numbers."""
+    _, offset, run, *axes = key
+    if not run:
+        return np.frombuffer(offset, np.int64)
     if not axes:
-        return slice(offset, offset + 1)
-    if len(axes) == 1 and axes[0][0] == 1:
-        return slice(offset, offset + axes[0][1])
-    if isinstance(axes[0], bytes):
-        return np.frombuffer(axes[0], np.int64)
-    words = np.array(offset)
+        return slice(offset // unit, (offset + run) // unit)
+    words = np.array(offset // unit)
     for stride, n in axes:
-        words = words[..., None] + stride * np.arange(n)
-    return words.ravel()
-
-
-class Scattered(Place):
-    """Words of a buffer that were picked by an index array."""
-
-    def overlaps_itself(self):
-        return False
-
-    def key(self):
-        return self.buffer, 0, np.unique(self.offset).tobytes()
+        words = words[..., None] + stride // unit * np.arange(n)
+    return (words[..., None] + np.arange(run // unit)).ravel()
 
 
 def root(array):
@@ -428,7 +421,7 @@ class Recorder:
         words = np.array(place.offset)
         for n, stride in zip(place.shape, place.strides):
             words = words[..., None] + stride * np.arange(n)
-        return Scattered(place.buffer, words[unseen(key)], (), ())
+        return Place(place.buffer, 0, (), (), picked=words[unseen(key)])
 
     def name(self, kind, *arrays):
         """Whatever is ever written to these arrays is of this kind."""
@@ -570,13 +563,17 @@ def kind_written(names):
 
 
 def split_buffer(size, keys):
-    """The coarsest blocks of a buffer of which each key takes some whole, and no others.
+    """The largest blocks of a buffer of which every key takes some, each of them whole.
 
     Returns {key: numbers of its blocks, in the order of their first words}, sizes.
     """
-    label, sizes = np.zeros(size, np.int32), np.array([size])
+    unit = size  # no key tears so many words apart
+    for _, offset, run, *axes in keys:
+        strides = [stride for stride, _ in axes]
+        unit = math.gcd(unit, offset, run, *strides) if run else 1
+    label, sizes = np.zeros(size // unit, np.int32), np.array([size // unit])
     for key in keys:
-        at = words_at(key)
+        at = words_at(key, unit)
         found = label[at]
         taken = np.bincount(found, minlength=len(sizes))
         torn = np.flatnonzero((taken > 0) & (taken < sizes))
@@ -587,14 +584,12 @@ def split_buffer(size, keys):
             sizes[torn] -= taken[torn]
             sizes = np.append(sizes, taken[torn])
     first = np.empty(len(sizes), int)
-    first[label[::-1]] = np.arange(size)[
-        ::-1
-    ]  # the last to be written is the first word
+    first[label[::-1]] = np.arange(len(label))[::-1]  # what is written last stays
     parts = {}
     for key in keys:
-        part = np.flatnonzero(np.bincount(label[words_at(key)]))
+        part = np.flatnonzero(np.bincount(label[words_at(key, unit)]))
         parts[key] = part[np.argsort(first[part])]
-    return parts, sizes.tolist()
+    return parts, (sizes * unit).tolist()
 
 
 @contextmanager
