@@ -14,15 +14,18 @@ used a short while ago is cheap, and what waited for long is dear.
 """
 
 import itertools
+import json
 import math
+import os
+import subprocess
 import sys
 import threading
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -385,6 +388,23 @@ KINDS = ["weights", "Adam's moments", "activities", "gathered inputs", "gradient
 KINDS += ["images", "others"]
 
 
+@dataclass
+class Program:
+    """What was recorded, as cost_blocks() takes it.
+
+    operations: (values made, values read), values being numbers
+    who: of each operation, see Recorder
+    sizes, kinds: of each value, in words; one of KINDS
+    starts: the first operation of each step
+    """
+
+    operations: list = field(default_factory=list)
+    who: list = field(default_factory=list)
+    sizes: list = field(default_factory=list)
+    kinds: list = field(default_factory=list)
+    starts: list = field(default_factory=list)
+
+
 class Recorder:
     """Notes the operations on Recorded arrays as (places written, places read, who).
 
@@ -484,11 +504,11 @@ class Recorder:
             read = [place.broadcast(written[0].shape) for place in read]
         split(written, read, depth)
 
-    def begin_step(self, *loaded):
-        """What is noted from here on is a new step, on arrays that have just come in."""
-        self.starts.append(len(self.operations))
+    def begin_step(self, images):
+        """What is noted from here on is a new step, on images that have just come in."""
         self.on = True
-        self.note((), loaded)
+        self.starts.append(len(self.operations))
+        self.operations.append(([self.place(images).key()], [], ((), None)))
 
     def split_buffers(self):
         """The blocks of all buffers: {key: numbers of its blocks}, words, buffers.
@@ -518,7 +538,7 @@ class Recorder:
 
     def program(self, blocks, sizes, buffers, without=frozenset()):
         """The operations (values made, values read), each value one of a block."""
-        program = SimpleNamespace(operations=[], who=[], sizes=[], kinds=[], starts=[])
+        program = Program()
         value = {}  # the value that each block has
 
         def blocks_of(keys):
@@ -618,54 +638,20 @@ def recording():
             setattr(module, name, value)
 
 
+# -------------------------------------------------------------------- the table
+
 STEPS = 3  # the first starts up, the second is priced, the third needs what stays
+BATCHES = 1, 8, 64, 256
+SETTINGS = "headline", "best", "textbook"
+WORDS = 4, 1  # bytes
 
 
-def record(learner, batch, work="train_step", seed=0):
-    """Recorder.programs() of STEPS steps, or predictions, of a learner on noise images.
-
-    learner: a function that makes one. What is read does not depend on the pixels.
-    """
-    rng = np.random.default_rng(seed)
-    with recording() as recorder:
-        learner = learner()
-        if hasattr(learner, "adam"):
-            for parameter in learner.parameters():
-                recorder.name("weights", parameter.value)
-                recorder.name("Adam's moments", parameter.m, parameter.v)
-            for i, layer in enumerate(learner.layers):
-                for owner in layer, *layer.connections:
-                    recorder.layer_of[id(owner)] = i
-        else:
-            for layer in learner.layers:
-                recorder.name("weights", *layer.parameters())
-            if isinstance(learner, plain.Backprop):
-                recorder.name("weights", learner.W_out, learner.b_out)
-        for _ in range(STEPS):
-            side = ff.SIDE
-            images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
-            images = images.view(Recorded)
-            labels = rng.integers(0, 10, batch, np.uint8)
-            recorder.begin_step(images)
-            if work == "predict":
-                learner.predict(images)
-            elif isinstance(learner, plain.ForwardForward):
-                learner.train_step(images, labels, [ff.wrong_labels(labels, rng)])
-            else:
-                learner.train_step(images, labels)
-    return recorder.programs()
-
-
-def make_learner(name, recipe="headline"):
-    """FF or BP of the training module, with a recipe's settings."""
-    args = ff.training_arguments(recipe=recipe, bp_baseline=True)
-    return {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
-
-
-def make_plain(name):
-    """The same in the plainest numpy: nothing shared, nothing at once."""
-    args = ff.training_arguments()
-    ours = make_learner(name)
+def make_learner(name, settings):
+    """FF or BP of the training module, with a recipe's settings, or that of plain.py."""
+    args = ff.training_arguments(recipe="best" if settings == "best" else "headline")
+    ours = {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
+    if settings != "textbook":
+        return ours
     layers = [
         plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
         for layer in ours.layers
@@ -674,6 +660,47 @@ def make_plain(name):
         return plain.ForwardForward(layers, args.lr, np.float32)
     readout = ours.W_out.value, ours.b_out.value
     return plain.Backprop(layers, *readout, args.lr, np.float32)
+
+
+def work_on(learner, images, labels, wrong, work="train_step"):
+    """A step, or a prediction, of a learner of either module."""
+    if work == "predict":
+        learner.predict(images)
+    elif isinstance(learner, plain.ForwardForward):
+        learner.train_step(images, labels, [wrong])
+    else:
+        learner.train_step(images, labels)
+
+
+def random_batch(rng, batch):
+    """Noise images, labels, and wrong labels: what is read does not depend on pixels."""
+    images = rng.integers(0, 256, (batch, ff.SIDE, ff.SIDE, 3), np.uint8)
+    labels = rng.integers(0, 10, batch, np.uint8)
+    return images, labels, ff.wrong_labels(labels, rng)
+
+
+def record(name, settings, batch, work="train_step"):
+    """Recorder.programs() of STEPS steps, or predictions, of a learner."""
+    rng = np.random.default_rng(0)
+    with recording() as recorder:
+        learner = make_learner(name, settings)
+        for parameter in learner.parameters() if settings != "textbook" else ():
+            recorder.name("weights", parameter.value)
+            recorder.name("Adam's moments", parameter.m, parameter.v)
+        if settings == "textbook":
+            for layer in learner.layers:
+                recorder.name("weights", *layer.parameters())
+            if name == "BP":
+                recorder.name("weights", learner.W_out, learner.b_out)
+        for i, layer in enumerate(learner.layers):
+            for owner in layer, *getattr(layer, "connections", ()):
+                recorder.layer_of[id(owner)] = i
+        for _ in range(STEPS):
+            images, labels, wrong = random_batch(rng, batch)
+            images = images.view(Recorded)
+            recorder.begin_step(images)
+            work_on(learner, images, labels, wrong, work)
+        return recorder.programs()
 
 
 def layer_by_layer(program):
@@ -704,21 +731,194 @@ def layer_by_layer(program):
     for span in itertools.pairwise([*program.starts, len(operations)]):
         for i in sorted(range(*span), key=stage):
             put(i)
-    program = SimpleNamespace(**vars(program))
-    program.operations = [operations[i] for i in order]
-    program.who = [program.who[i] for i in order]
-    return program
+    who = [program.who[i] for i in order]
+    return replace(program, operations=[operations[i] for i in order], who=who)
 
 
-def prices(program, words=(4, 1), evict=True):
-    """The price of the second step, by kind of value: {word: {kind: price}}."""
+def prices(program, evict=True):
+    """The price of the second step, by the kind of what is read: {word: {kind: price}}."""
     first, end = program.starts[1:3]
     sizes = dict(enumerate(program.sizes))
     block, *reads = block_reads([], program.operations, [], sizes, evict, first, end)
     kind = np.array([KINDS.index(kind) for kind in program.kinds])[block]
     result = {}
-    for word in words:
+    for word in WORDS:
         price = block_prices(*reads, word)
         by_kind = [int(price[kind == k].sum()) for k in range(len(KINDS))]
         result[word] = dict(zip(KINDS, by_kind))
     return result
+
+
+def row(name, settings, work, batch, programs):
+    """A row of the table, as it is written to the file: every price per image."""
+    variants = []
+    for program, optimiser in zip(programs, (True, False)):
+        for evict in True, False:
+            for word, kinds in prices(program, evict).items():
+                kinds = {kind: price / batch for kind, price in kinds.items()}
+                variant = {"word": word, "evict": evict, "optimiser": optimiser}
+                variants.append(
+                    variant | {"total": sum(kinds.values()), "kinds": kinds}
+                )
+    case = {"learner": name, "settings": settings, "work": work, "batch": batch}
+    return case | {"variants": variants}
+
+
+def rows():
+    """All rows, one after the other."""
+    for batch in BATCHES:
+        for settings in SETTINGS:
+            for name in "FF", "BP":
+                programs = record(name, settings, batch)
+                yield row(name, settings, "train_step", batch, programs)
+                if (name, settings) == ("FF", "headline"):
+                    programs = [layer_by_layer(program) for program in programs]
+                    yield row(name, "layer by layer", "train_step", batch, programs)
+    for settings in SETTINGS:
+        for name in "FF", "BP":
+            programs = record(name, settings, 1, "predict")
+            yield row(name, settings, "predict", 1, programs)
+
+
+def total(row, word=4, evict=True, optimiser=True):
+    wanted = {"word": word, "evict": evict, "optimiser": optimiser}
+    (found,) = [one for one in row["variants"] if wanted.items() <= one.items()]
+    return found["total"]
+
+
+def ratios(row, rival, optimiser):
+    """Row / rival, the lowest and the highest over words and eviction."""
+    variants = [(word, evict, optimiser) for word in WORDS for evict in (True, False)]
+    found = [total(row, *variant) / total(rival, *variant) for variant in variants]
+    return f"{min(found):.3f}-{max(found):.3f}"
+
+
+HEADING = f"""
+price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each byte)
+{"":15}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
+{"gradient":>9}{"rest":>7}{"no Adam":>9}{"1 byte":>8}{"all stay":>9}\
+{"FF/BP":>13}{"no Adam":>13}"""
+
+LEGEND = """
+total: 4-byte words, dead values leave; the six columns behind it are its parts
+no Adam, 1 byte, all stay: the total without the optimiser; of 1-byte words; without
+    eviction. FF/BP: lowest and highest over both sizes of words, with and without eviction
+layer by layer: FF headline with each layer updated before the next is touched
+textbook: tests/plain.py, nothing shared; with a batch of 1, sample by sample"""
+
+
+def table_line(row, rival):
+    """A row as a line; rival: BP's, or None."""
+    kinds = dict(row["variants"][0]["kinds"])
+    rest = kinds.pop("images") + kinds.pop("others")
+    name = f"{row['learner']} {row['settings']}"
+    widths = 9, 9, 9, 8, 8, 9, 7, 9, 8, 9
+    numbers = [total(row), *kinds.values(), rest, total(row, optimiser=False)]
+    numbers += [total(row, word=1), total(row, evict=False)]
+    line = f"{name:17}{row['batch']:4}" + "".join(
+        f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
+    )
+    if rival:
+        line += f"{ratios(row, rival, True):>13}{ratios(row, rival, False):>13}"
+    return line
+
+
+def print_table(rows):
+    print(HEADING)
+    before = None
+    for row in rows:
+        part = row["work"], row["batch"]
+        if before and part != before:
+            print("one image predicted" if row["work"] == "predict" else "")
+        before = part
+        settings = row["settings"].replace("layer by layer", "headline")
+        rival = [
+            one
+            for one in rows
+            if one["learner"] == "BP"
+            and (one["settings"], one["work"], one["batch"]) == (settings, *part)
+        ]
+        print(table_line(row, rival[0] if row["learner"] == "FF" else None))
+    print(LEGEND)
+
+
+# ------------------------------------------------------------------ the machine
+
+
+def train_on_noise(name, steps):
+    """What a process does whose memory and cache misses are counted."""
+    learner, rng = make_learner(name, "headline"), np.random.default_rng(0)
+    for _ in range(steps):
+        work_on(learner, *random_batch(rng, 64))
+
+
+def training_process(name, steps):
+    """The command line of one."""
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); "
+    code += f"import data_movement as d; d.train_on_noise({name!r}, {steps})"
+    return [sys.executable, "-c", code]
+
+
+def peak_memory(name):
+    """Peak memory of a process that trains with batches of 64, in MB."""
+    process = subprocess.Popen(training_process(name, 10))
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit("data_movement.py: a training process failed")
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def cache_misses(name):
+    """Of the last cache, per step of 64 images; None where nobody may count them."""
+    counts = []
+    for steps in 10, 60:
+        command = "perf", "stat", "-x,", "-e", "cache-misses:u"
+        try:
+            process = subprocess.run(
+                [*command, *training_process(name, steps)],
+                stderr=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            counts.append(int(process.stderr.split(",")[0]))
+        except (OSError, subprocess.CalledProcessError, ValueError):
+            return None
+    return (counts[1] - counts[0]) / 50
+
+
+def main():
+    parser = ff.Parser(
+        "Price the data movement of Forward-Forward and backprop (ByteDMD).",
+        "data_movement.py --out data_movement.json",
+    )
+    help = "write the table's numbers to this JSON file"
+    parser.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
+    args = parser.parse_args()
+    # First, as a process's peak begins with that of the one it is started from.
+    machine = {
+        name: {"peak_memory_MB": peak_memory(name), "cache_misses": cache_misses(name)}
+        for name in ("FF", "BP")
+    }
+    all_rows = []
+    for one in rows():
+        all_rows.append(one)
+        ff.show_progress(f"{one['learner']} {one['settings']}, batch {one['batch']}")
+    ff.show_progress("")
+    print_table(all_rows)
+    print()
+    for name, found in machine.items():
+        line = (
+            f"{name} headline, batch 64: peak memory {found['peak_memory_MB']:.0f} MB"
+        )
+        if found["cache_misses"] is not None:
+            line += f", {found['cache_misses']:,.0f} cache misses a step"
+        print(line)
+    if machine["FF"]["cache_misses"] is None:
+        print("cache misses are left out: this machine lets no program count them")
+    if args.out:
+        content = {"rows": all_rows, "machine": machine, "versions": ff.versions()}
+        args.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    ff.command(main)
