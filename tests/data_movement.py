@@ -494,8 +494,9 @@ class Recorder:
             for i in range(written[0].shape[0]):
                 split([w[i] for w in written], [r[i] for r in read], depth - 1)
 
-        written, read = places(result), places(operands)
-        depth = 0
+        written, read, depth = places(result), places(operands), 0
+        if not written and not read:
+            return  # of arrays without a word
         if product:
             stack = written[0].shape[:-2]
             read = [place.broadcast(stack + place.shape[-2:]) for place in read]
