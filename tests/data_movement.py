@@ -24,7 +24,6 @@ import weakref
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,7 +34,6 @@ import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of 
 # isort: split
 import numpy as np
 import plain
-from numpy.lib.stride_tricks import as_strided
 
 # -------------------------------------------------------------------- the price
 
@@ -341,8 +339,8 @@ def recorded_method(name):
     return method
 
 
-for name in "reshape", "astype", "copy", "ravel", "flatten", "repeat", "argmax":
-    setattr(Recorded, name, recorded_method(name))
+for _name in "reshape", "astype", "copy", "ravel", "flatten", "repeat", "argmax":
+    setattr(Recorded, _name, recorded_method(_name))
 
 
 class RecordedNumpy:
@@ -420,6 +418,8 @@ class Recorder:
         self.layer_of = {}
 
     def place(self, array):
+        if min(array.strides, default=0) < 0:
+            raise NotImplementedError("a reversed array")
         owner = root(array)
         start = owner.__array_interface__["data"][0]
         if start not in self.buffers:
@@ -427,13 +427,9 @@ class Recorder:
             self.buffers[start] = gone, len(self.sizes)
             self.sizes.append(owner.size)
         offset = array.__array_interface__["data"][0] - start
-        unit = array.itemsize
-        return Place(
-            self.buffers[start][1],
-            offset // unit,
-            array.shape,
-            [stride // unit for stride in array.strides],
-        )
+        strides = [stride // array.itemsize for stride in array.strides]
+        number = self.buffers[start][1]
+        return Place(number, offset // array.itemsize, array.shape, strides)
 
     def picked(self, array, key):
         """The place of array[key], with index arrays in the key."""
@@ -623,7 +619,6 @@ def recording():
     changes = {
         (ff, "np"): RecordedNumpy(),
         (plain, "np"): RecordedNumpy(),
-        (ff, "as_strided"): partial(as_strided, subok=True),
         (ff, "THREADS"): 1,
         (ff, "_local"): threading.local(),
     }
@@ -751,7 +746,7 @@ def prices(program, evict=True):
 
 
 def row(name, settings, work, batch, programs):
-    """A row of the table, as it is written to the file: every price per image."""
+    """A row of the table, as it is written to the file; all prices are per image."""
     variants = []
     for program, optimiser in zip(programs, (True, False)):
         for evict in True, False:
@@ -801,11 +796,14 @@ price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each 
 {"FF/BP":>13}{"no Adam":>13}"""
 
 LEGEND = """
-total: 4-byte words, dead values leave; the six columns behind it are its parts
+total: of 4-byte words, dead values leave; its parts, by what is read: weights with biases,
+    Adam's moments (in plain.py with his temporaries), activities with W x, gathered inputs
+    (strips, im2col), gradients (with Adam's temporaries, which overwrite them)
 no Adam, 1 byte, all stay: the total without the optimiser; of 1-byte words; without
-    eviction. FF/BP: lowest and highest over both sizes of words, with and without eviction
+    eviction: no value ever leaves the stack, which is deeper at every step
+FF/BP: lowest and highest over both sizes of words, with and without eviction
 layer by layer: FF headline with each layer updated before the next is touched
-textbook: tests/plain.py, nothing shared; with a batch of 1, sample by sample"""
+textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample"""
 
 
 def table_line(row, rival):
@@ -825,6 +823,7 @@ def table_line(row, rival):
 
 
 def print_table(rows):
+    rivals = {case(row): row for row in rows if row["learner"] == "BP"}
     print(HEADING)
     before = None
     for row in rows:
@@ -832,15 +831,14 @@ def print_table(rows):
         if before and part != before:
             print("one image predicted" if row["work"] == "predict" else "")
         before = part
-        settings = row["settings"].replace("layer by layer", "headline")
-        rival = [
-            one
-            for one in rows
-            if one["learner"] == "BP"
-            and (one["settings"], one["work"], one["batch"]) == (settings, *part)
-        ]
-        print(table_line(row, rival[0] if row["learner"] == "FF" else None))
+        print(table_line(row, rivals[case(row)] if row["learner"] == "FF" else None))
     print(LEGEND)
+
+
+def case(row):
+    """What FF and BP have in common where they are compared."""
+    settings = row["settings"].replace("layer by layer", "headline")
+    return settings, row["work"], row["batch"]
 
 
 # ------------------------------------------------------------------ the machine

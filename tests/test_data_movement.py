@@ -305,6 +305,26 @@ def test_each_operation_reads_and_writes_what_it_says(work, shapes, expected):
     assert noted(work, *shapes) == expected
 
 
+def test_what_is_written_is_a_new_value_and_the_old_one_leaves():
+    with data_movement.recording() as recorder:
+        a, b = np.ones((2, 6)).view(Recorded)
+        a, b = a.copy(), b.copy()
+        recorder.begin_step(b)
+        a += b
+        a[2:] = 3
+        a *= 2
+    program, _ = recorder.programs()
+    two, four = 0, 1  # pieces of a
+    sizes = [program.sizes[value] for made, _ in program.operations for value in made]
+    assert sizes == [6, 2, 4, 2, 4, 4, 2, 4]
+    made, read = zip(*program.operations)
+    b, first, sums, threes, products = made
+    assert read == ([], [], [*first, *b], [], [sums[two], threes[0]])
+    assert len(products) == 2 and sums[four] not in [
+        v for values in read for v in values
+    ]
+
+
 @pytest.fixture
 def shrunken(monkeypatch):
     """Layers of 16x16x2 and 14x14x2 units."""
