@@ -610,16 +610,18 @@ def split_buffer(size, keys):
 
 
 @contextmanager
-def recording():
+def recording(rows_at_once=ff.ROWS_AT_ONCE):
     """A Recorder of what the training module and tests/plain.py do in this context.
 
     Arrays that are made in it are recorded: learners must be, too.
+    rows_at_once: rows of tiles in a piece
     """
     recorder = Recorder([ff, plain])
     changes = {
         (ff, "np"): RecordedNumpy(),
         (plain, "np"): RecordedNumpy(),
         (ff, "THREADS"): 1,
+        (ff, "ROWS_AT_ONCE"): rows_at_once,
         (ff, "_local"): threading.local(),
     }
     before = {(module, name): getattr(module, name) for module, name in changes}
@@ -638,12 +640,13 @@ def recording():
 
 STEPS = 3  # the first starts up, the second is priced, the third needs what stays
 BATCHES = 1, 8, 64, 256
-SETTINGS = "headline", "best", "textbook"
+SETTINGS = "headline", "one row", "best", "textbook"
 WORDS = 4, 1  # bytes
 
 
 def make_learner(name, settings):
-    """FF or BP of the training module, with a recipe's settings, or that of plain.py."""
+    """FF or BP: of plain.py, if "textbook"; else of the training module, with the recipe
+    "best" or "headline", which is also that of "one row"."""
     args = ff.training_arguments(recipe="best" if settings == "best" else "headline")
     ours = {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
     if settings != "textbook":
@@ -678,7 +681,7 @@ def random_batch(rng, batch):
 def record(name, settings, batch, work="train_step"):
     """Recorder.programs() of STEPS steps, or predictions, of a learner."""
     rng = np.random.default_rng(0)
-    with recording() as recorder:
+    with recording(1 if settings == "one row" else ff.ROWS_AT_ONCE) as recorder:
         learner = make_learner(name, settings)
         for parameter in learner.parameters() if settings != "textbook" else ():
             recorder.name("weights", parameter.value)
@@ -745,7 +748,7 @@ def prices(program, evict=True):
     return result
 
 
-def row(name, settings, work, batch, programs):
+def row(name, settings, work, batch, programs, order=""):
     """A row of the table, as it is written to the file; all prices are per image."""
     variants = []
     for program, optimiser in zip(programs, (True, False)):
@@ -757,7 +760,7 @@ def row(name, settings, work, batch, programs):
                     variant | {"total": sum(kinds.values()), "kinds": kinds}
                 )
     case = {"learner": name, "settings": settings, "work": work, "batch": batch}
-    return case | {"variants": variants}
+    return case | {"order": order, "variants": variants}
 
 
 def rows():
@@ -767,9 +770,10 @@ def rows():
             for name in "FF", "BP":
                 programs = record(name, settings, batch)
                 yield row(name, settings, "train_step", batch, programs)
-                if (name, settings) == ("FF", "headline"):
+                if name == "FF" and settings in ("headline", "one row"):
                     programs = [layer_by_layer(program) for program in programs]
-                    yield row(name, "layer by layer", "train_step", batch, programs)
+                    order = "by layer"
+                    yield row(name, settings, "train_step", batch, programs, order)
     for settings in SETTINGS:
         for name in "FF", "BP":
             programs = record(name, settings, 1, "predict")
@@ -791,7 +795,7 @@ def ratios(row, rival, optimiser):
 
 HEADING = f"""
 price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each byte)
-{"":15}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
+{"":19}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
 {"gradient":>9}{"rest":>7}{"no Adam":>9}{"1 byte":>8}{"all stay":>9}\
 {"FF/BP":>13}{"no Adam":>13}"""
 
@@ -802,7 +806,8 @@ total: of 4-byte words, dead values leave; its parts, by what is read: weights w
 no Adam, 1 byte, all stay: the total without the optimiser; of 1-byte words; without
     eviction: no value ever leaves the stack, which is deeper at every step
 FF/BP: lowest and highest over both sizes of words, with and without eviction
-layer by layer: FF headline with each layer updated before the next is touched
+one row: headline with pieces of one row of tiles, where the training module has two
+by layer: FF with each layer updated before the next is touched, the same operations
 textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample"""
 
 
@@ -810,11 +815,13 @@ def table_line(row, rival):
     """A row as a line; rival: BP's, or None."""
     kinds = dict(row["variants"][0]["kinds"])
     rest = kinds.pop("images") + kinds.pop("others")
-    name = f"{row['learner']} {row['settings']}"
+    name = ", ".join(
+        filter(None, [f"{row['learner']} {row['settings']}", row["order"]])
+    )
     widths = 9, 9, 9, 8, 8, 9, 7, 9, 8, 9
     numbers = [total(row), *kinds.values(), rest, total(row, optimiser=False)]
     numbers += [total(row, word=1), total(row, evict=False)]
-    line = f"{name:17}{row['batch']:4}" + "".join(
+    line = f"{name:21}{row['batch']:4}" + "".join(
         f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
     )
     if rival:
@@ -837,8 +844,7 @@ def print_table(rows):
 
 def case(row):
     """What FF and BP have in common where they are compared."""
-    settings = row["settings"].replace("layer by layer", "headline")
-    return settings, row["work"], row["batch"]
+    return row["settings"], row["work"], row["batch"]
 
 
 # ------------------------------------------------------------------ the machine

@@ -560,12 +560,13 @@ def test_the_command_prints_the_table_and_writes_its_numbers(
     out = capsys.readouterr().out
     saved = json.loads(path.read_text())
     rows = saved["rows"]
-    assert len(rows) == 2 * 7 + 6
+    assert len(rows) == 2 * 10 + 8
     for row in rows:
         (line,) = [
             line
             for line in out[: out.index("\ntotal:")].splitlines()
-            if line.startswith(f"{row['learner']} {row['settings']} ")
+            if line.startswith(f"{row['learner']} {row['settings']}")
+            and (row["order"] in line)
             and f"{data_movement.total(row) / 1e9:.3f}" in line.split()
             and f"{data_movement.total(row, evict=False) / 1e9:.3f}" in line.split()
         ][:1]
