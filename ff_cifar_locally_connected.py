@@ -47,6 +47,7 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 # The layers share their tiles out to threads of their own (see Threads below), so a
 # matrix product must stay on one core. BLAS reads these when numpy is first imported,
@@ -73,8 +74,27 @@ LABEL_ON, LABEL_OFF = 1.0, -1.0
 
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
 CHANNELS = 8  # units at each position, unless --channels says otherwise
-THRESHOLD = 2.0  # theta of the goodness, unless --threshold says otherwise
 
+# Hinton's recurrent network (sections 3.4 and 4): maps as large as the image
+RECURRENT_FIELD, RECURRENT_CHANNELS = 11, 3
+KEPT = 0.3  # of a unit's last activity, in each iteration
+ITERATIONS = 8  # of a training step, each of which learns
+WINDOW = 4, 5, 6  # the iterations whose goodness predicts
+CLASSIFIER_LR = 3e-4  # Adam's learning rate of the one-pass classifier
+
+# What the flags are where neither a recipe nor the command line says otherwise.
+NETWORKS = {
+    "feedforward": {"threshold": 2.0},
+    "recurrent": {
+        "channels": RECURRENT_CHANNELS,
+        "lr": 0.003,
+        "lr_schedule": "linear",
+        "label_input": "top",
+        "negatives": "classifier",
+        "threshold": "halfway",
+        "temperature": 0.05,
+    },
+}
 # --recipe: what differs from the flags' defaults, which are the headline.
 RECIPES = {
     "headline": {},
@@ -125,6 +145,14 @@ def wrong_labels(labels, rng):
     return (labels + other) % N_CLASSES
 
 
+def sample_wrong_labels(logits, labels, rng):
+    """A wrong label for each of `labels` (B,), in proportion to exp(logits (N, B))."""
+    # The largest of logits plus Gumbel noise is a sample of their softmax.
+    noisy = logits + rng.gumbel(size=logits.shape)
+    noisy[labels, np.arange(len(labels))] = -np.inf
+    return noisy.argmax(axis=0).astype(np.uint8)
+
+
 # ------------------------------------------------------------ Forward-Forward
 # A pass is a forward computation with one label for each image: the true one and a
 # wrong one in training, or all ten, in training and to predict. Axes: L layers,
@@ -140,6 +168,11 @@ def goodness(h):
     divided by the number of units. The paper's (section 2) is the sum; with the mean,
     layers of any size share theta.
     """
+    return sum_of_squares(h)
+
+
+def sum_of_squares(h):
+    """Over the units of a piece (t, T, N, P, B): (P, B)."""
     return np.einsum("ijnpb,ijnpb->ijpb", h, h).sum(axis=(0, 1), dtype=float)
 
 
@@ -164,6 +197,15 @@ def cross_entropy(scores, true):
     return -log_p[true, images].mean(), derivative / len(images)
 
 
+class Way(NamedTuple):
+    """One way in which a learner predicts."""
+
+    told: str  # its name in tables
+    method: str  # of the learner: images (B, H, W, 3) -> labels (B,)
+    prefix: str  # of its accuracies in the history
+    full_test: str  # name of its accuracy on all test images in model.npz
+
+
 class ForwardForward:
     """Layers that each learn, alone, a higher goodness for the true label than for others.
 
@@ -174,12 +216,15 @@ class ForwardForward:
     threshold: theta; or "halfway", between the goodness of an image's two passes; None
         with all negatives
     temperature: the unit of goodness, in the loss and in the choice of negatives
+    objective: "max", a higher goodness for the true label, or "min", a lower one
     """
 
     name = "FF"
+    ways = (Way("FF", "predict", "", "ff_full_test_acc"),)
 
     def __init__(self, args):
         self.label_input, self.negatives = args.label_input, args.negatives
+        self.sign = 1 if args.objective == "max" else -1
         self.threshold, self.temperature = args.threshold, np.float32(args.temperature)
         self.generators = make_generators(args.seed)
         rng = self.generators["initialisation"]
@@ -230,9 +275,7 @@ class ForwardForward:
             def see(h, rows, layer=layer, g=g, squares=squares, maps=maps):
                 g[rows.start] = goodness(h)
                 if maps:
-                    squares[rows.start] = np.einsum("ijnpb,ijnpb->ijpb", h, h).sum(
-                        axis=(0, 1), dtype=float
-                    )
+                    squares[rows.start] = sum_of_squares(h)
                     maps.put(layer, h, rows)
 
             layer.forward([x], labels, see)
@@ -258,10 +301,10 @@ class ForwardForward:
         (arXiv:2303.08418).
         """
         if self.threshold is None or self.threshold == "halfway":
-            unit = self.temperature * (2 if self.threshold else 1)
+            unit = self.sign * self.temperature * (2 if self.threshold else 1)
             loss, derivative = cross_entropy(g / unit, true)
             return loss, derivative / unit
-        sign = np.float32([[1], [-1]])
+        sign = self.sign * np.float32([[1], [-1]])
         margin = sign * (g - np.float32(self.threshold)) / self.temperature
         slope = sign * (np.tanh(margin / 2) - 1) / 2 / margin.size / self.temperature
         return np.logaddexp(0, -margin).mean(), slope
@@ -273,10 +316,7 @@ class ForwardForward:
         wrong label serves all of them, so that each sees what the one below makes of it.
         """
         rng = self.generators["negatives"]
-        # The largest of logits plus Gumbel noise is a sample of their softmax.
-        noisy = scores / self.temperature + rng.gumbel(size=scores.shape)
-        noisy[labels, np.arange(len(labels))] = -np.inf
-        return noisy.argmax(axis=0).astype(np.uint8)
+        return sample_wrong_labels(scores / self.temperature, labels, rng)
 
     def train_step(self, images, labels):
         """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
@@ -293,7 +333,8 @@ class ForwardForward:
         else:
             g, true = self.forward(images, ALL_LABELS), labels
             if self.negatives == "sampled":
-                wrong = self.sample_wrong_labels(g[self.scored].sum(axis=0), labels)
+                scores = self.sign * g[self.scored].sum(axis=0)
+                wrong = self.sample_wrong_labels(scores, labels)
                 passes, true = np.stack([labels, wrong]), np.zeros_like(labels)
                 g = g[:, passes, images_]
                 for layer in self.layers:
@@ -325,11 +366,221 @@ class ForwardForward:
 
     def label_scores(self, images):
         """What decides between the labels: goodness summed over the scored layers."""
-        return self.label_goodness(images)[self.scored].sum(axis=0)
+        return self.sign * self.label_goodness(images)[self.scored].sum(axis=0)
 
     def predict(self, images):
         """The labels of the highest score (B,)."""
         return self.label_scores(images).argmax(axis=0)
+
+
+# ------------------------------------------------------- the recurrent network
+
+
+class Recurrent(ForwardForward):
+    """Hinton's network for CIFAR-10 (sections 3.4 and 4), which sees the label from above.
+
+    Each hidden layer is a map of the image's size that reads the maps below and above it
+    in the last iteration, each divided by its rms, synchronously with all others:
+
+        y_l = KEPT y_l + (1 - KEPT) relu(W_l n_(l-1) + T_l n_(l+1) + b_l),  n = y / rms(y)
+
+    n_0 is the image. The last layer adds V[label] in place of T n. It starts from one
+    bottom-up pass with a neutral label (0.1 of each). A layer learns, alone, from its
+    goodness in each iteration; what it reads is a constant there, in layer and in time.
+
+    negatives: "classifier": in proportion to the probabilities of a softmax classifier
+        of the bottom-up pass, which is trained beside (the paper's); "uniform" or "all"
+    """
+
+    one_pass = "predict_one_pass", "one_pass_", "ff_full_test_one_pass_acc"
+    ways = (*ForwardForward.ways, Way("FF one pass", *one_pass))
+
+    def __init__(self, args):
+        super().__init__(args)
+        flat = sum(layer.n_units for layer in self.layers)
+        rate = CLASSIFIER_LR / args.lr
+        W, b = np.zeros((flat, N_CLASSES), np.float32), np.zeros(N_CLASSES, np.float32)
+        self.W_class, self.b_class = (
+            Parameter(W, True, rate=rate),
+            Parameter(b, rate=rate),
+        )
+        L = (args.n_layers,)
+        self.history = new_history(
+            loss_per_layer=L,
+            g_pos=L,
+            g_neg=L,
+            one_pass_train_acc=(),
+            one_pass_test_acc=(),
+        )
+
+    def parameters(self):
+        return [*super().parameters(), self.W_class, self.b_class]
+
+    def weights(self):
+        classifier = {"W": self.W_class.value, "b": self.b_class.value}
+        return super().weights() | {f"ff_{k}_class": v for k, v in classifier.items()}
+
+    def set_weights(self, arrays):
+        super().set_weights(arrays)
+        self.W_class.value[:] = arrays["ff_W_class"]
+        self.b_class.value[:] = arrays["ff_b_class"]
+
+    def begin(self, images, P, slots):
+        """The bottom-up pass: the state (y, n) of each layer, and the image's Maps.
+
+        y (T, T, N, P, B): activity in tiles, the same in all P passes as yet
+        n (H, W, C, slots, P, B): normalised maps, zero around the edges; in slot 0 here
+        """
+        B, state = len(images), []
+        first = self.layers[0].connections[0]
+        x = images_last(normalise(images))
+        x /= np.sqrt(np.mean(x**2, axis=(0, 1, 2)))
+        image = reuse(
+            self.layers[0].buffers, "image", first.padded, first.padded, 3, 1, B
+        )
+        inside(image, first.padding)[:, :, :, 0] = x
+        below = image = Maps(image)
+        for layer in self.layers:
+            shape = *layer.b.value.shape, P, B
+            y = reuse(layer.buffers, "y", *shape)
+            side = layer.side + 2 * first.padding
+            n = reuse(layer.buffers, "n", side, side, layer.channels, slots, P, B)
+            squares = np.zeros((layer.tiles, 1, B))
+
+            def see(h, rows, y=y, squares=squares):
+                y[rows] = h
+                squares[rows.start] = sum_of_squares(h)
+
+            layer.forward([below], None, see)
+            self.normalise_state(layer, y, n[:, :, :, 0], squares)
+            below = Maps(n[:, :, :, 0, :1])
+            state.append((y, n))
+        return state, image
+
+    def normalise_state(self, layer, y, n, squares):
+        """Write y / rms(y) into the maps n (H, W, C, P, B); squares (T, P, B) of y."""
+        mean_square = squares.sum(axis=0) / layer.n_units
+        scale = (1 / np.sqrt(np.maximum(mean_square, 1e-12))).astype(np.float32)
+        tiles = layer.tiled(inside(n, layer.connections[0].padding))
+
+        def work(rows):
+            piece = tiles[rows]
+            np.multiply(y[rows].reshape(piece.shape), scale, out=piece)
+
+        layer.in_pieces(work)
+
+    def iterate(self, state, image, labels, n, learns=False):
+        """Yield the goodness (L, P, B) after each of n iterations from begin().
+
+        labels (P, B) or (P, 1). If it learns, slot t of the maps is kept for iteration
+        t + 1, and with it what the derivative of the goodness of iteration t needs, d
+        (T, T, N, n, P, B) of each layer: y where relu has a slope, else 0.
+        """
+        P, B = state[0][0].shape[3:]
+        slots = state[0][1].shape[3]
+        for t in range(n):
+            before = [Maps(maps[:, :, :, t % slots]) for _, maps in state]
+            result, squares = [], []
+            for i, layer in enumerate(self.layers):
+                inputs = [before[i - 1] if i else image, *before[i + 1 : i + 2]]
+                y = state[i][0]
+                g, s = np.zeros((2, layer.tiles, P, B))
+                d = reuse(layer.buffers, "d", *y.shape[:3], n, P, B) if learns else None
+
+                def see(h, rows, t=t, y=y, g=g, s=s, d=d):
+                    y_rows = y[rows]
+                    if learns:
+                        slope = h > 0
+                    y_rows *= np.float32(KEPT)
+                    h *= np.float32(1 - KEPT)
+                    y_rows += h
+                    g[rows.start], s[rows.start] = (
+                        goodness(y_rows),
+                        sum_of_squares(y_rows),
+                    )
+                    if learns:
+                        np.multiply(y_rows, slope, out=d[rows, :, :, t])
+
+                layer.forward(inputs, labels if layer.V else None, see)
+                result.append(g.sum(axis=0) / layer.n_units)
+                squares.append(s)
+            # Synchronous: nobody reads the new maps before all are computed.
+            if t + 1 < n:
+                for layer, (y, maps), s in zip(
+                    self.layers, state, squares, strict=True
+                ):
+                    self.normalise_state(layer, y, maps[:, :, :, (t + 1) % slots], s)
+            yield np.stack(result)
+
+    def classify(self, state):
+        """The features (flat, B) and logits (N_CLASSES, B) of the one-pass classifier."""
+        padding = self.layers[0].connections[0].padding
+        maps = [inside(n[:, :, :, 0, 0], padding) for _, n in state]
+        B = maps[0].shape[-1]
+        x = np.concatenate([m.reshape(-1, B) for m in maps])
+        return x, self.W_class.value.T @ x + self.b_class.value[:, None]
+
+    def train_step(self, images, labels):
+        rng, B, n = self.generators["negatives"], len(images), ITERATIONS
+        P = N_CLASSES if self.negatives == "all" else 2
+        state, image = self.begin(images, P, n)
+        x, logits = self.classify(state)
+        passes, true = ALL_LABELS, labels
+        if self.negatives != "all":
+            if self.negatives == "classifier":
+                wrong = sample_wrong_labels(logits, labels, rng)
+            else:
+                wrong = wrong_labels(labels, rng)
+            passes, true = np.stack([labels, wrong]), np.zeros_like(labels)
+        g = np.stack(
+            [*self.iterate(state, image, passes, n, learns=True)]
+        )  # (n, L, P, B)
+
+        self.adam.begin_step()
+        _, dlogits = cross_entropy(logits, labels)
+        self.adam.update(self.W_class, x @ dlogits.T)
+        self.adam.update(self.b_class, dlogits.sum(axis=1))
+        losses = np.zeros(g.shape[:2])
+        for i, layer in enumerate(self.layers):
+            dg = np.zeros((n, P, B))
+            for t in range(n):
+                losses[t, i], dg[t] = self.loss(g[t, i], true)
+            # All iterations are passes of one batch: (n * P, B).
+            dg = dg.reshape(n * P, B) * ((1 - KEPT) / n / layer.n_units)
+            read = [Maps(maps.reshape(*maps.shape[:3], n * P, B)) for _, maps in state]
+            inputs = [read[i - 1] if i else image, *read[i + 1 : i + 2]]
+            d = reuse(layer.buffers, "d", *state[i][0].shape[:3], n, P, B)
+            d = d.reshape(*d.shape[:3], n * P, B)
+
+            def du(rows, d=d, dg=dg):
+                return goodness_gradient(d[rows], dg)
+
+            layer.labels = np.tile(passes, (n, 1)) if layer.V else None
+            layer.update(self.adam, du, inputs)
+        images_ = np.arange(B)
+        g = g.mean(axis=0)
+        g_true = g[:, true, images_]
+        g_wrong = (g.sum(axis=1) - g_true) / (P - 1)
+        return {
+            "loss_per_layer": losses.mean(axis=0),
+            "g_pos": g_true.mean(axis=1),
+            "g_neg": g_wrong.mean(axis=1),
+        }
+
+    def goodness_by_iteration(self, images, n):
+        """The goodness with each label after each of n iterations: (n, L, N_CLASSES, B)."""
+        state, image = self.begin(images, N_CLASSES, 2)
+        return np.stack([*self.iterate(state, image, ALL_LABELS, n)])
+
+    def label_goodness(self, images):
+        """The mean goodness of the iterations that predict: (L, N_CLASSES, B)."""
+        g = self.goodness_by_iteration(images, WINDOW[-1])
+        return check_scores(self, g[WINDOW[0] - 1 :].mean(axis=0))
+
+    def predict_one_pass(self, images):
+        """The classifier's labels (B,), from the bottom-up pass alone."""
+        logits = self.classify(self.begin(images, 1, 1)[0])[1]
+        return check_scores(self, logits).argmax(axis=0)
 
 
 # ------------------------------------------------------------------- backprop
@@ -339,6 +590,7 @@ class Backprop:
     """The same stack, end to end, under a linear readout and softmax cross-entropy."""
 
     name = "BP"
+    ways = (Way("BP", "predict", "", "bp_full_test_acc"),)
 
     def __init__(self, args):
         self.generators = make_generators(args.seed)
@@ -372,12 +624,15 @@ class Backprop:
         """The maps (H, W, C, 1, B) that each layer makes, and logits (N_CLASSES, B)."""
         x, maps = images_last(normalise(images))[:, :, :, None], []
         for layer in self.layers:
+            connection = layer.connections[0]
+            padded = reuse(layer.buffers, "x", *connection.padded_shape, 1, len(images))
+            inside(padded, connection.padding)[:] = x
             h_maps = reuse(layer.buffers, "h", *layer.shape, 1, len(images))
 
             def see(h, rows, layer=layer, h_maps=h_maps):
                 layer.put(h, rows, h_maps)
 
-            layer.forward([Maps(x)], None, see)
+            layer.forward([Maps(padded)], None, see)
             maps.append(h_maps)
             x = h_maps
         logits = self.W_out.value.T @ x.reshape(-1, len(images))
@@ -415,7 +670,8 @@ EVALUATION_BATCH = 64  # images; their activities with ten labels still fit the 
 
 def make_learners(args):
     """FF and, with --bp-baseline, BP: equal initial weights, order and augmentation."""
-    return [ForwardForward(args), *([Backprop(args)] if args.bp_baseline else [])]
+    kind = Recurrent if args.network == "recurrent" else ForwardForward
+    return [kind(args), *([Backprop(args)] if args.bp_baseline else [])]
 
 
 def make_generators(seed):
@@ -425,7 +681,9 @@ def make_generators(seed):
 
 
 def make_layers(rng, args, label_input=None):
-    """The stack; label_input: "corner", "everywhere", or None for a single pass."""
+    """The stack; label_input: where the label enters, or None for a single pass."""
+    if args.network == "recurrent":
+        return make_recurrent_layers(rng, args, top_down=label_input is not None)
     layers, side, depth = [], SIDE, DEPTH
     for i, field in enumerate(RECEPTIVE_FIELDS[: args.n_layers]):
         if label_input is None or (label_input == "everywhere" and i == 0):
@@ -439,6 +697,26 @@ def make_layers(rng, args, label_input=None):
         connection = Connection(rng, side, depth, field, args.channels, differs)
         layers.append(Layer([connection], label_input == "everywhere"))
         side, depth = connection.side, args.channels
+    return layers
+
+
+def make_recurrent_layers(rng, args, top_down):
+    """The recurrent network's layers; without what is top-down, BP's stack."""
+    L, C, field = args.n_layers, args.channels, RECURRENT_FIELD
+    depths = [DEPTH] + [C] * (L - 1)
+    connections = [
+        [Connection(rng, SIDE, depth, field, C, None if i else (0, 0), field // 2)]
+        for i, depth in enumerate(depths)
+    ]
+    for i in range(L - 1 if top_down else 0):
+        down = Connection(rng, SIDE, C, field, C, None, field // 2, "T")
+        connections[i].append(down)
+    layers = [
+        Layer(parts, top_down and i == L - 1) for i, parts in enumerate(connections)
+    ]
+    if top_down:  # the label's weights, as those of a layer of ten units
+        V = layers[-1].V.value
+        V[:] = rng.standard_normal(V.shape, np.float32) * np.float32(math.sqrt(2 / 10))
     return layers
 
 
@@ -492,9 +770,9 @@ def in_batches(work, images):
     return np.concatenate(parts, axis=-1)
 
 
-def predict(learner, images):
-    """The predicted labels of any number of uint8 images."""
-    return in_batches(learner.predict, images)
+def predict(learner, images, method="predict"):
+    """The labels that the learner's method predicts for any number of uint8 images."""
+    return in_batches(getattr(learner, method), images)
 
 
 def accuracy(learner, images, labels):
@@ -572,8 +850,10 @@ def train(learner, data, args, after_epoch=None, tell=print):
     for epoch in range(first + 1, args.n_epochs + 1):
         where = f"{learner.name} epoch {epoch} of {args.n_epochs}"
         row, seconds = train_epoch(learner, train_x, train_y, args, where)
-        row["train_acc"] = accuracy(learner, train_x[:n], train_y[:n])
-        row["test_acc"] = accuracy(learner, test_x[:n], test_y[:n])
+        for _, method, prefix, _ in learner.ways:
+            for name, x, y in ("train", train_x, train_y), ("test", test_x, test_y):
+                right = predict(learner, x[:n], method) == y[:n]
+                row[f"{prefix}{name}_acc"] = right.mean()
         row["wallclock"] = seconds + (history["wallclock"][-1] if epoch > 1 else 0.0)
         for name, values in history.items():
             history[name] = np.concatenate([values, [row[name]]])
@@ -596,8 +876,10 @@ def epoch_columns(history):
         for i in range(len(told["g_pos"])):
             for name, values in told.items():
                 yield f"{SHORT[name]} {i}", values[i], 3
-    yield "train%", 100 * history["train_acc"], 2
-    yield "test%", 100 * history["test_acc"], 2
+    for prefix, way in ("", "%"), ("one_pass_", "1%"):
+        for name in ("train", "test"):
+            if f"{prefix}{name}_acc" in history:
+                yield name + way, 100 * history[f"{prefix}{name}_acc"], 2
     yield "time s", history["wallclock"], 1
 
 
@@ -644,7 +926,7 @@ def cell(value, digits):
 # through the units there, in layer 1: the corner is computed for each pass, and all
 # else once.
 
-ROWS_AT_ONCE = 2  # rows of tiles in a piece: long calls, yet cached data
+ROWS_AT_ONCE = 4  # rows of positions in a piece: long calls, yet cached data
 
 
 class Maps:
@@ -664,6 +946,15 @@ class Maps:
         if self.corner is not None:
             layer.put(h, rows, self.corner)
 
+    def pick(self, picked):
+        """Those of the passes, an index (..., (P', B), images)."""
+        shared, corner, scale = self.maps.shape[3] == 1, self.corner, self.scale
+        return Maps(
+            self.maps if shared else self.maps[picked],
+            None if corner is None else corner[picked],
+            None if scale is None else scale[picked],
+        )
+
 
 class Connection:
     """W x: the weights between two maps, its own at every position; stride 1.
@@ -673,13 +964,29 @@ class Connection:
     channels: units at each position, which all see the same field
     differs: rows and columns of the input, from the top left, where passes differ;
         None: everywhere
+    padding: zeros around the input that maps have to bring; no weights look at them
+    name: of the weights
     """
 
-    def __init__(self, rng, in_side, in_depth, field, channels, differs=(0, 0)):
+    def __init__(
+        self,
+        rng,
+        in_side,
+        in_depth,
+        field,
+        channels,
+        differs=(0, 0),
+        padding=0,
+        name="W",
+    ):
         self.in_side, self.in_depth = in_side, in_depth
         self.field, self.channels = field, channels
-        self.side = in_side - field + 1
-        self.tile = 2 - self.side % 2  # positions in a tile, each way
+        self.padding, self.name = padding, name
+        self.padded = in_side + 2 * padding
+        self.padded_shape = self.padded, self.padded, in_depth
+        self.side = self.padded - field + 1
+        # Positions in a tile, each way. Few channels take more for products of a size.
+        self.tile = math.gcd(self.side, 2 if channels > 4 or self.side % 4 else 4)
         self.tiles = self.side // self.tile  # tiles in the map, each way
         self.window = field + self.tile - 1  # side of a tile's input
         self.shared = differs is not None
@@ -689,16 +996,25 @@ class Connection:
         ]
         self.sees = [(c - 1) * self.tile + self.window if c else 0 for c in self.corner]
 
-        self.buffers = {}
+        self.buffers, self.inputs = {}, None
         K, N = self.window**2 * in_depth, self.tile**2 * channels
         weights = np.zeros((self.tiles, self.tiles, K, N), np.float32)
-        inside = np.zeros(weights.shape, bool)
-        for _, part in self.fields(inside):
-            part[:] = True
-        for _, part in self.fields(weights):  # He-normal
-            part[:] = rng.standard_normal(part.shape, np.float32)
-            part *= math.sqrt(2 / (field**2 * in_depth))
-        self.W = Parameter(weights, decays=True, learned=inside)
+        learned = np.zeros(weights.shape, bool)
+        # Rows (or columns) of the padded input that are no padding.
+        real = np.arange(self.padded) - padding
+        real = (0 <= real) & (real < in_side)
+        seen = sliding_window_view(real, field)  # by position and place in the field
+        fan_in = np.outer(seen.sum(axis=1), seen.sum(axis=1)) * in_depth
+        for at, part in self.fields(learned):
+            rows, columns = (seen[a] for a in at)
+            part[:] = (rows[:, None, :, None] & columns[:, None, :])[..., None, None]
+        for (at, part), (_, is_learned) in zip(
+            self.fields(weights), self.fields(learned), strict=True
+        ):  # He-normal
+            part[:] = rng.standard_normal(part.shape, np.float32) * is_learned
+            part *= np.sqrt(2 / fan_in[at])[..., None, None, None, None]
+        self.n_weights = int(learned.sum())
+        self.W = Parameter(weights, decays=True, learned=learned)
 
     def fields(self, W):
         """For each position in a tile: where it is in a map, and its part of W.
@@ -725,27 +1041,22 @@ class Connection:
             part[:] = W[at].reshape(part.shape)
 
     def read(self, inputs):
-        """Take `inputs`, Maps, as what multiply() and weight_gradient() work on."""
+        """Take `inputs`, Maps, as what multiply() and product() work on."""
         T, _, _, N = self.W.value.shape
-        self.maps, self.scale = inputs.maps, inputs.scale
-        self.Wx = reuse(self.buffers, "Wx", T, T, N, *self.maps.shape[3:])
-        self.corner_maps = None
+        self.inputs = inputs
+        self.Wx = reuse(self.buffers, "Wx", T, T, N, *inputs.maps.shape[3:])
         if inputs.corner is not None:
-            rows, columns = self.sees
-            self.corner_maps = inputs.corner[:rows, :columns]
-            shape = *self.corner, N, *self.corner_maps.shape[3:]
+            shape = *self.corner, N, *inputs.corner.shape[3:]
             self.corner_Wx = reuse(self.buffers, "corner", *shape)
 
     def pick(self, passes):
         """Go on with those of the passes, (P', B), of each image."""
         picked = ..., passes, np.arange(passes.shape[1])
-        if self.scale is not None:
-            self.scale = self.scale[picked]
-        if self.maps.shape[3] > 1:
-            self.maps, self.Wx = self.maps[picked], self.Wx[picked]
-        if self.corner_maps is not None:
-            self.corner_maps = self.corner_maps[picked]
+        if self.inputs.maps.shape[3] > 1:
+            self.Wx = self.Wx[picked]
+        if self.inputs.corner is not None:
             self.corner_Wx = self.corner_Wx[picked]
+        self.inputs = self.inputs.pick(picked)
 
     def gather(self, maps, rows):
         """The inputs of the tiles in these rows: (H, W, C, S, B) -> (t, T, K, S*B).
@@ -762,58 +1073,61 @@ class Connection:
         strides = strips.strides[0], self.tile * strips.strides[1], *strips.strides[3:]
         return as_strided(strips, (len(strips), T, K, S * B), strides)
 
-    def in_corner(self, rows):
+    def in_corner(self, rows, inputs):
         """How many of a row's tiles are in the corner; a piece is in its rows or not."""
-        inside = self.corner_maps is not None and rows.start < self.corner[0]
-        return self.corner[1] if inside else 0
+        has_corner = inputs.corner is not None and rows.start < self.corner[0]
+        return self.corner[1] if has_corner else 0
+
+    def gather_corner(self, inputs, rows):
+        rows_seen, columns_seen = self.sees
+        return self.gather(inputs.corner[:rows_seen, :columns_seen], rows)
 
     def multiply(self, rows):
         """Compute W x of these rows of tiles, for all passes."""
-        c, W = self.in_corner(rows), self.W.value[rows].swapaxes(2, 3)
-        x = self.gather(self.maps, rows)
+        c, W = self.in_corner(rows, self.inputs), self.W.value[rows].swapaxes(2, 3)
+        x = self.gather(self.inputs.maps, rows)
         np.matmul(W[:, c:], x[:, c:], out=flat(self.Wx[rows, c:]))
         if c:
-            x = self.gather(self.corner_maps, rows)
+            x = self.gather_corner(self.inputs, rows)
             np.matmul(W[:, :c], x, out=flat(self.corner_Wx[rows]))
 
     def product(self, rows):
         """W x of these rows of tiles: (t, T, N, P, B), or S for P where it is shared."""
-        product = self.Wx[rows]
-        if c := self.in_corner(rows):
+        product, scale = self.Wx[rows], self.inputs.scale
+        if c := self.in_corner(rows, self.inputs):
             shape = *product.shape[:3], *self.corner_Wx.shape[3:]
             whole = scratch("product", *shape)
             whole[:, :c], whole[:, c:] = self.corner_Wx[rows], product[:, c:]
             product = whole
-        if self.scale is not None:
-            shape = *product.shape[:3], *self.scale.shape
-            product = np.multiply(product, self.scale, out=scratch("product", *shape))
+        if scale is not None:
+            shape = *product.shape[:3], *scale.shape
+            product = np.multiply(product, scale, out=scratch("product", *shape))
         return product
 
-    def weight_gradient(self, rows, du):
+    def weight_gradient(self, rows, inputs, du):
         """The gradient of W[rows] (t, T, K, N), in scratch.
 
-        du (t, T, N, P, B): the derivative by the pre-activation; it is written over
+        inputs: the Maps that were read; du (t, T, N, P, B): the derivative by the
+        pre-activation
         """
-        if self.scale is not None:
-            du *= self.scale
-        c, gradient = (
-            self.in_corner(rows),
-            scratch("gradient", *self.W.value[rows].shape),
-        )
+        if inputs.scale is not None:
+            du = du * inputs.scale
+        c = self.in_corner(rows, inputs)
+        gradient = scratch("gradient", *self.W.value[rows].shape)
         if c:
             own = transposed(du[:, :c])
-            np.matmul(self.gather(self.corner_maps, rows), own, out=gradient[:, :c])
-        shared = du[:, c:]
-        if self.Wx.shape[3] < du.shape[3]:
-            shared = shared.sum(axis=3)
-        x = self.gather(self.maps, rows)
-        np.matmul(x[:, c:], transposed(shared), out=gradient[:, c:])
+            np.matmul(self.gather_corner(inputs, rows), own, out=gradient[:, :c])
+        du = du[:, c:]
+        if inputs.maps.shape[3] < du.shape[3]:
+            du = du.sum(axis=3)
+        x = self.gather(inputs.maps, rows)
+        np.matmul(x[:, c:], transposed(du), out=gradient[:, c:])
         return gradient
 
     def input_gradient(self, du, rows, strips):
         """Sum W du over each row of tiles in its strip of the input, see gather().
 
-        du (t, T, N, 1, B), strips (t, in_side, R', C_in, B)
+        du (t, T, N, 1, B), strips (t, padded, R', C_in, B)
         """
         t, w = self.tile, self.window
         W = self.W.value[rows]
@@ -823,6 +1137,11 @@ class Connection:
         strips[:] = 0
         for j in range(W.shape[1]):
             strips[:, t * j : t * j + w] += dx[:, j]
+
+
+def inside(maps, padding):
+    """View of maps (H, W, ...) without the padding around them."""
+    return maps[padding : len(maps) - padding, padding : len(maps) - padding]
 
 
 def flat(x):
@@ -864,23 +1183,26 @@ class Layer:
         return [*(connection.W for connection in self.connections), *others]
 
     def get_weights(self):
-        """W, see Connection, b (side, side, channels) and, if there is one, V
-        (N_CLASSES, side, side, channels), by these names."""
-        weights = {"W": self.connections[0].get_weights(), "b": self.maps(self.b.value)}
+        """W and T, see Connection, b (side, side, channels) and V (N_CLASSES, side,
+        side, channels), by these names, as far as there are such."""
+        weights = {part.name: part.get_weights() for part in self.connections}
+        weights["b"] = self.maps(self.b.value)
         if self.V:
             weights["V"] = np.moveaxis(self.maps(self.V.value), -1, 0)
         return weights
 
-    def set_weights(self, W, b, V=None):
+    def set_weights(self, b, V=None, **others):
         """Take over weights of the shapes of get_weights()."""
-        self.connections[0].set_weights(W)
+        for connection in self.connections:
+            connection.set_weights(others[connection.name])
         self.b.value[:] = self.tiled(b).reshape(self.b.value.shape)
         if self.V:
             V = self.tiled(np.moveaxis(V, 0, -1))
             self.V.value[:] = V.reshape(self.V.value.shape)
 
     def n_parameters(self):
-        return sum(weights.size for weights in self.get_weights().values())
+        others = self.b.value.size + (self.V.value.size if self.V else 0)
+        return others + sum(connection.n_weights for connection in self.connections)
 
     # Maps and their tiles.
 
@@ -920,23 +1242,30 @@ class Layer:
     def in_pieces(self, work):
         """Call work(rows) for slices that cover the rows of tiles, in all threads."""
         first = max(1, self.connections[0].corner[0])
-        starts = [0, *range(first, self.tiles, ROWS_AT_ONCE), self.tiles]
+        step = max(1, ROWS_AT_ONCE // self.tile)
+        starts = [0, *range(first, self.tiles, step), self.tiles]
         spans = [slice(*ends) for ends in itertools.pairwise(starts)]
         parallel(lambda i: work(spans[i]), len(spans))
 
     def forward(self, inputs, labels, see):
         """Compute the activity of all passes and show it to see(h, rows) in pieces.
 
-        inputs: the Maps of each connection
-        labels (P, B) or (P, 1): the label of each pass; None: one, without a label
+        inputs: the Maps of each connection, or of the first ones, which alone take part;
+            Maps that are the same object as in the last call are not multiplied again
+        labels (P, B) or (P, 1): the label of each pass; None: no label, or a neutral one
         h (t, T, N, P, B): the activity of these rows of tiles, in scratch
         """
-        self.labels = labels
-        for connection, maps in zip(self.connections, inputs, strict=True):
+        self.labels, self.active = labels, self.connections[: len(inputs)]
+        new = [
+            (connection, maps)
+            for connection, maps in zip(self.active, inputs, strict=True)
+            if connection.inputs is not maps
+        ]
+        for connection, maps in new:
             connection.read(maps)
 
         def work(rows):
-            for connection in self.connections:
+            for connection, _ in new:
                 connection.multiply(rows)
             see(self.activity(rows), rows)
 
@@ -947,13 +1276,15 @@ class Layer:
 
         Where it is the same in all passes, (t, T, N, 1, B).
         """
-        first, *others = (connection.product(rows) for connection in self.connections)
+        first, *others = (connection.product(rows) for connection in self.active)
         bias = self.b.value[rows, :, :, None, None]
-        if self.V:
+        if self.V and self.labels is None:
+            bias = bias + self.V.value[rows].mean(axis=3)[..., None, None]
+        elif self.V:
             # (P, 1) where a pass has one label for all, else one for each image.
             bias = bias + self.V.value[rows][..., self.labels]
-        shape = np.broadcast_shapes(first.shape, bias.shape)
-        h = np.add(first, bias, out=scratch("h", *shape))
+        shapes = [bias.shape, first.shape, *(other.shape for other in others)]
+        h = np.add(first, bias, out=scratch("h", *np.broadcast_shapes(*shapes)))
         for other in others:
             h += other
         return np.maximum(h, 0, out=h)
@@ -967,41 +1298,48 @@ class Layer:
         for connection in self.connections:
             connection.pick(passes)
 
-    def update(self, adam, du):
-        """An Adam step, on the inputs of the last forward().
+    def update(self, adam, du, inputs=None):
+        """An Adam step.
 
         du(rows): the derivative of the loss by the pre-activation of these rows of tiles,
-        (t, T, N, P, B). It may be in scratch, and is written over.
+        (t, T, N, P, B)
+        inputs: the Maps of each connection, else those of the last forward()
         """
+        inputs = inputs or [connection.inputs for connection in self.connections]
 
         def work(rows):
             d = du(rows)
             bias = self.bias_gradient(d)
-            for connection in self.connections:
-                gradient = connection.weight_gradient(rows, d)
+            for connection, maps in zip(self.connections, inputs, strict=True):
+                gradient = connection.weight_gradient(rows, maps, d)
                 adam.update(connection.W, gradient, rows)
             adam.update(self.b, bias.sum(axis=3), rows)
             if self.V:
                 adam.update(self.V, bias, rows)
 
         self.in_pieces(work)
+        for connection in self.connections:
+            connection.inputs = None  # their W x is no longer true
 
     def bias_gradient(self, du):
         """du (t, T, N, P, B), summed for each label: (t, T, N, N_CLASSES), or 1."""
         t, T, N, P, B = du.shape
         if self.V is None:
             return flat(du) @ np.ones((P * B, 1), np.float32)
-        if self.labels.shape[1] > 1:
+        if self.labels.size == P * B:
             return flat(du) @ np.eye(N_CLASSES, dtype=np.float32)[self.labels.ravel()]
-        by_label = np.zeros((t, T, N, N_CLASSES), np.float32)
-        sums = du.reshape(t, T, N * P, B) @ np.ones((B, 1), np.float32)
-        by_label[..., self.labels[:, 0]] = sums.reshape(t, T, N, P)
-        return by_label
+        by_pass = du.reshape(t, T, N * P, B) @ np.ones((B, 1), np.float32)
+        one_hot = np.eye(N_CLASSES, dtype=np.float32)[self.labels[:, 0]]
+        return by_pass.reshape(t, T, N, P) @ one_hot
 
     def input_gradient(self, du):
         """The derivative by the input, (H, W, C, 1, B), of a single pass; see update()."""
         (connection,) = self.connections
-        side, depth, B = self.in_side, self.in_depth, connection.maps.shape[4]
+        side, depth, B = (
+            connection.padded,
+            self.in_depth,
+            connection.inputs.maps.shape[4],
+        )
         t, w = self.tile, connection.window
         strips = reuse(self.buffers, "strips", self.tiles, side, w, depth, B)
         self.in_pieces(
@@ -1010,7 +1348,7 @@ class Layer:
         dx = np.zeros((side, side, depth, B), np.float32)
         for i, strip in enumerate(strips):
             dx[t * i : t * i + w] += strip.swapaxes(0, 1)
-        return dx[:, :, :, None]
+        return inside(dx, connection.padding)[:, :, :, None]
 
 
 # ----------------------------------------------------------------------- Adam
@@ -1020,12 +1358,13 @@ class Parameter:
     """An array that is learned, and the two moments that Adam keeps of its gradient.
 
     decays: whether weight decay takes from it
+    rate: its learning rate, in units of Adam's
     learned: where it is learned, bool; elsewhere Adam's steps are zero, as the second
         moment is infinite there
     """
 
-    def __init__(self, value, decays=False, learned=None):
-        self.value, self.decays = value, decays
+    def __init__(self, value, decays=False, learned=None, rate=1.0):
+        self.value, self.decays, self.rate = value, decays, np.float32(rate)
         self.m, self.v = np.zeros((2, *value.shape), np.float32)
         if learned is not None:
             self.v[~learned] = np.inf
@@ -1073,7 +1412,7 @@ class Adam:
         step = np.sqrt(v, out=gradient)
         step += self.epsilon
         np.divide(m, step, out=step)
-        step *= self.rate
+        step *= self.rate * parameter.rate
         if parameter.decays and self.weight_decay:
             value *= self.kept
         value -= step
@@ -1163,12 +1502,12 @@ def parallel(work, count):
 
 
 def reuse(memo, name, *shape):
-    """A float32 array for passing use, the same at every call with this memo (a dict).
+    """A float32 array, at first zeros, the same at every call with this memo (a dict).
 
     Fresh memory costs more in page faults than the arithmetic that fills it.
     """
     if (name, shape) not in memo:
-        memo[name, shape] = np.empty(shape, np.float32)
+        memo[name, shape] = np.zeros(shape, np.float32)
     return memo[name, shape]
 
 
@@ -1661,7 +2000,7 @@ def load_checkpoint(path, args, learners):
 def model_arrays(args, learners, full_test):
     """The arrays of model.npz: the README lists them.
 
-    full_test: accuracies on all test images, {learner.name: fraction}
+    full_test: accuracies on all test images, {name in the file: fraction}
     """
     layers = learners[0].layers
     arguments = {name: getattr(args, name) for name in TRAINING_ARGUMENTS}
@@ -1675,10 +2014,7 @@ def model_arrays(args, learners, full_test):
     }
     for learner in learners:
         arrays |= learner.weights()
-        if learner.name in full_test:
-            name = f"{learner.name.lower()}_full_test_acc"
-            arrays[name] = np.float64(full_test[learner.name])
-    return arrays
+    return arrays | {name: np.float64(value) for name, value in full_test.items()}
 
 
 def load_model(path):
@@ -1690,24 +2026,21 @@ def load_model(path):
     arrays = load_npz(path, f"model: make one with {MAKE_MODEL}")
     try:
         config = json.loads(str(arrays["config"]))["arguments"]
+        config = {"network": "feedforward", "objective": "max"} | config  # older files
         args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
-        specs = [[field, args.channels] for field in RECEPTIVE_FIELDS[: args.n_layers]]
-        saved = arrays["layer_specs"].tolist()
-        if len(specs) != args.n_layers or not specs or saved != specs:
+        specs = arrays["layer_specs"]
+        if len(specs) != args.n_layers or not all(specs[:, 1] == args.channels):
             raise ValueError("layer_specs and config differ")
         if len(arrays["ff_wallclock"]) != args.n_epochs:
             raise ValueError("the number of epochs and config differ")
         learners = make_learners(args)
         for learner in learners:
             set_epochs(learner, args.n_epochs)
-        full_test = {
-            learner.name: 0.0
-            for learner in learners
-            if f"{learner.name.lower()}_full_test_acc" in arrays
-        }
+        known = [way.full_test for learner in learners for way in learner.ways]
+        full_test = {name: 0.0 for name in known if name in arrays}
         expected = model_arrays(args, learners, full_test)
         check_like(arrays, expected)
-        for name in ("threshold", "seed"):
+        for name in ("threshold", "seed", "layer_specs"):
             if not np.array_equal(arrays[name], expected[name], equal_nan=True):
                 raise ValueError(f"{name} and config differ")
         for name, array in arrays.items():
@@ -1839,10 +2172,21 @@ def add_data_flags(parser):
     return group
 
 
-def add_recipe_flag(group):
+def add_default_flags(group):
+    """The flags that decide what the others' defaults are."""
     help = "defaults of the other flags: the first experiment, or the best one known"
     help += " (default: headline)"
     group.add_argument("--recipe", choices=RECIPES, default="headline", help=help)
+    help = (
+        "recurrent: the paper's, of maps as large as the image (default: feedforward)"
+    )
+    group.add_argument("--network", choices=NETWORKS, default="feedforward", help=help)
+
+
+def defaults_of(recipe, network):
+    """What --recipe and --network make the defaults; but the threshold's comes last."""
+    defaults = NETWORKS[network] | RECIPES[recipe]
+    return {name: value for name, value in defaults.items() if name != "threshold"}
 
 
 def add_training_flags(parser, backprop=True):
@@ -1867,7 +2211,7 @@ def add_training_flags(parser, backprop=True):
     help = "evaluate after each epoch on the first N training and N test images"
     add("--eval-subset", 1000, evaluated, help)
     group = parser.add_argument_group("model and training")
-    add_recipe_flag(group)
+    add_default_flags(group)
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs --epochs", 10, count, "passes over the training images")
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
@@ -1881,12 +2225,14 @@ def add_training_flags(parser, backprop=True):
     help = "mirror images at random and shift them by up to 2 pixels"
     group.add_argument("--augment", action="store_true", help=help)
     group = parser.add_argument_group("Forward-Forward")
+    help = "recurrent: the true label's goodness is to be high, or low"
+    choose("--objective", "max", "min", help)
     help = "where the label enters: a block of the image, or top-down into all units"
-    choose("--label-input", "corner", "everywhere", help)
+    choose("--label-input", "corner", "everywhere", "top", help)
     help = "wrong labels: any one, one by softmax of goodness, or all nine"
-    choose("--negatives", "uniform", "sampled", "all", help)
+    choose("--negatives", "uniform", "sampled", "all", "classifier", help)
     help = "theta, a goodness; or halfway: between the two passes of each image; not "
-    help += f"with --negatives all (default: {THRESHOLD})"
+    help += "with --negatives all (default: 2; recurrent: halfway)"
     group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
     help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)
@@ -1903,15 +2249,45 @@ def add_training_flags(parser, backprop=True):
 
 def parse(parser):
     """The arguments of a parser with the training flags; they must fit together."""
-    recipe = Parser(add_help=False)
-    add_recipe_flag(recipe)
-    defaults = RECIPES[recipe.parse_known_args()[0].recipe]
+    first = Parser(add_help=False)
+    add_default_flags(first)
+    first = first.parse_known_args()[0]
+    defaults = defaults_of(first.recipe, first.network)
     parser.set_defaults(**defaults)
     args = parser.parse_args()
-    if args.bp_lr != defaults.get("bp_lr") and not args.bp_baseline:
-        parser.error("--bp-lr needs --bp-baseline")
-    if args.negatives == "all" and args.threshold is not None:
-        parser.error("--threshold has no meaning with --negatives all: leave it away")
+    recurrent = args.network == "recurrent"
+    for wrong, message in (
+        (
+            args.bp_lr != defaults.get("bp_lr") and not args.bp_baseline,
+            "--bp-lr needs --bp-baseline",
+        ),
+        (
+            args.negatives == "all" and args.threshold is not None,
+            "--threshold has no meaning with --negatives all: leave it away",
+        ),
+        (
+            recurrent and args.recipe != "headline",
+            f"--recipe {args.recipe} is for the feed-forward network",
+        ),
+        (
+            recurrent and args.n_layers not in (2, 3),
+            "--network recurrent has 2 or 3 layers",
+        ),
+        (
+            recurrent != (args.label_input == "top"),
+            f"--label-input {args.label_input} does not fit --network {args.network}",
+        ),
+        (
+            args.negatives == ("sampled" if recurrent else "classifier"),
+            f"--negatives {args.negatives} does not fit --network {args.network}",
+        ),
+        (
+            args.objective == "min" and not recurrent,
+            "--objective min needs --network recurrent",
+        ),
+    ):
+        if wrong:
+            parser.error(message)
     for flag, rate in ("--lr", args.lr), ("--bp-lr", args.bp_lr):
         if rate and rate * args.weight_decay > 1:
             parser.error(
@@ -1922,21 +2298,22 @@ def parse(parser):
 
 
 def with_threshold(args):
-    """The arguments with THRESHOLD where one is needed and none was given."""
+    """The arguments with the network's threshold where one is needed and none given."""
     if args.threshold is None and args.negatives != "all":
-        args.threshold = THRESHOLD
+        args.threshold = NETWORKS[args.network]["threshold"]
     return args
 
 
-def training_arguments(recipe="headline", **changes):
+def training_arguments(recipe="headline", network="feedforward", **changes):
     """The flags' values of a recipe with `changes`, for use without a command line.
 
     The dataset, which names the data in what is saved, is cifar10.
     """
     parser = Parser()
     add_training_flags(parser)
+    parser.set_defaults(**defaults_of(recipe, network))
     args = parser.parse_args([])
-    vars(args).update({"dataset": "cifar10"} | RECIPES[recipe] | changes, recipe=recipe)
+    vars(args).update({"dataset": "cifar10"} | changes, recipe=recipe, network=network)
     return with_threshold(args)
 
 
@@ -2001,18 +2378,8 @@ def run(args, data, tell, full_test=False, checkpoint=None):
     checkpoint: the file to go on from, if it exists, and to write after each epoch
     """
     train_x, _, test_x, test_y = data
-    tell(", ".join(f"{name} {version}" for name, version in versions().items()))
-    tell(
-        f"{args.dataset}: {args.train_subset} of {len(train_x)} training images, "
-        f"{len(test_x)} test images, {SIDE}x{SIDE}x{DEPTH} uint8"
-    )
     learners = make_learners(args)
-    for i, layer in enumerate(learners[0].layers):
-        tell(
-            f"layer {i}: {layer.in_side}x{layer.in_side}x{layer.in_depth}, fields "
-            f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
-            f", {layer.n_parameters():,} parameters"
-        )
+    tell_setting(args, learners[0].layers, len(train_x), len(test_x), tell)
     if checkpoint and checkpoint.exists():
         load_checkpoint(checkpoint, args, learners)
         tell(f"going on from {checkpoint}")
@@ -2023,37 +2390,66 @@ def run(args, data, tell, full_test=False, checkpoint=None):
 
     for learner in learners:
         train(learner, data, args, after_epoch, tell)
+    ways = [(learner, way) for learner in learners for way in learner.ways]
+    predictions = {
+        way: predict(learner, test_x, way.method) for learner, way in ways if full_test
+    }
+    tell_results(args, ways, predictions, test_y, tell)
+    accuracies = {way.full_test: np.mean(p == test_y) for way, p in predictions.items()}
+    return learners, model_arrays(args, learners, accuracies)
 
-    if full_test:
-        predictions = {one.name: predict(one, test_x) for one in learners}
-    else:
-        test_y = test_y[: args.eval_subset]
-        predictions = {}
-    tell()
-    tell(f"{'':10}{'test %':>9}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
-    accuracies = {}
-    for learner in learners:
-        train_accuracy, test_accuracy, seconds = (
-            learner.history[name][-1] for name in ("train_acc", "test_acc", "wallclock")
-        )
-        if learner.name in predictions:
-            test_accuracy = np.mean(predictions[learner.name] == test_y)
-            accuracies[learner.name] = test_accuracy
+
+def tell_setting(args, layers, n_train, n_test, tell):
+    """What runs on what: versions, data, layers."""
+    tell(", ".join(f"{name} {version}" for name, version in versions().items()))
+    tell(
+        f"{args.dataset}: {args.train_subset} of {n_train} training images, "
+        f"{n_test} test images, {SIDE}x{SIDE}x{DEPTH} uint8"
+    )
+    for i, layer in enumerate(layers):
         tell(
-            f"{learner.name:10}{100 * test_accuracy:9.2f}{100 - 100 * test_accuracy:9.2f}"
-            f"{round((1 - test_accuracy) * len(test_y)):9}{100 * train_accuracy:9.2f}"
-            f"{seconds:9.1f}"
+            f"layer {i}: {layer.in_side}x{layer.in_side}x{layer.in_depth}, fields "
+            f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
+            f", {layer.n_parameters():,} parameters"
         )
-    tell(f"{'chance':10}{10:9.2f}{90:9.2f}{len(test_y) * 9 // 10:9}")
+
+
+def tell_results(args, ways, predictions, test_y, tell):
+    """The table of results, and the accuracies by class where all images were tested.
+
+    ways: (learner, Way) each; predictions {Way: labels}, for all test images, or empty
+    """
+    n_test = len(test_y) if predictions else args.eval_subset
+    tell()
+    tell(f"{'':12}{'test %':>7}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
+    for learner, way in ways:
+        train, test = (
+            learner.history[f"{way.prefix}{name}_acc"][-1] for name in ("train", "test")
+        )
+        if predictions:
+            test = np.mean(predictions[way] == test_y)
+        tell(
+            f"{way.told:12}{100 * test:7.2f}{100 - 100 * test:9.2f}"
+            f"{round((1 - test) * n_test):9}{100 * train:9.2f}"
+            f"{learner.history['wallclock'][-1]:9.1f}"
+        )
+    tell(f"{'chance':12}{10:7.2f}{90:9.2f}{n_test * 9 // 10:9}")
     seen = min(args.eval_subset, args.train_subset)
-    tell(f"({len(test_y)} test and {seen} training images; time without evaluation)")
+    tell(f"({n_test} test and {seen} training images; time without evaluation)")
     if predictions:
         tell()
-        tell(f"{'class':10}" + "".join(f"{name + ' %':>9}" for name in predictions))
+        names = [f"{way.told} %" for way in predictions]
+        tell(
+            f"{'class':10}"
+            + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names)
+        )
         columns = [class_accuracies(p, test_y) for p in predictions.values()]
-        for label, *values in zip(CLASSES, *columns):
-            tell(f"{label:10}" + "".join(f"{100 * value:9.1f}" for value in values))
-    return learners, model_arrays(args, learners, accuracies)
+        for label, *values in zip(CLASSES, *columns, strict=True):
+            cells = zip(names, values, strict=True)
+            tell(
+                f"{label:10}"
+                + "".join(f"{100 * v:{max(9, len(name) + 2)}.1f}" for name, v in cells)
+            )
 
 
 def command(main):

@@ -265,3 +265,151 @@ class Backprop:
 
     def predict(self, images):
         return self.forward(images)[2].argmax(axis=1)
+
+
+class RecurrentLayer:
+    """One map of the recurrent network, all arrays by position as in Layer.
+
+    W, T (positions, K, channels), T None in the last layer; b (positions, channels);
+    V (10, positions, channels) in the last layer, else None. Where a field is cut by the
+    edge, its inputs are zeros.
+    """
+
+    def __init__(self, W, b, dtype, T=None, V=None):
+        self.side, self.b = len(W), b.reshape(len(W) ** 2, -1).astype(dtype)
+        self.W = W.reshape(len(self.b), *W.shape[2:]).astype(dtype)
+        self.T = None if T is None else T.reshape(self.W.shape[0], -1, T.shape[3])
+        self.T = None if T is None else self.T.astype(dtype)
+        self.V = None if V is None else V.reshape(10, *self.b.shape).astype(dtype)
+
+    def parameters(self):
+        return [p for p in (self.W, self.T, self.b, self.V) if p is not None]
+
+    def pre_activation(self, below, above, label):
+        """u from columns (positions, B, K); label (10, B): how much of each label."""
+        u = below @ self.W + self.b[:, None]
+        if self.T is not None and above is not None:
+            u = u + above @ self.T
+        if self.V is not None:
+            u = u + np.einsum("lb,lpc->pbc", label, self.V)
+        return u
+
+    def gradients(self, du, below, above, label):
+        found = [below.transpose(0, 2, 1) @ du]
+        if self.T is not None:
+            found.append(above.transpose(0, 2, 1) @ du)
+        found.append(du.sum(axis=1))
+        if self.V is not None:
+            found.append(np.einsum("lb,pbc->lpc", label, du))
+        return found
+
+
+class Recurrent:
+    """The recurrent network: every pass, iteration and layer by itself, nothing shared."""
+
+    def __init__(self, layers, W_class, b_class, rates, dtype, sign, *loss_settings):
+        self.layers, self.dtype, self.sign = layers, dtype, sign
+        self.W_class, self.b_class = W_class.astype(dtype), b_class.astype(dtype)
+        threshold, temperature = loss_settings
+        if isinstance(threshold, float):  # "min": -g is to be above -threshold
+            threshold *= sign
+        self.loss_settings = threshold, temperature
+        self.adams = [
+            [Adam(p.shape, dtype, rates[0]) for p in layer.parameters()]
+            for layer in layers
+        ]
+        classifier = self.W_class, self.b_class
+        self.class_adams = [Adam(p.shape, dtype, rates[1]) for p in classifier]
+
+    def columns(self, maps):
+        padded = np.pad(maps, ((0, 0), (5, 5), (5, 5), (0, 0)))
+        return im2col(padded, 11)
+
+    def normalised(self, y):
+        """Maps (B, side, side, channels) of activities (positions, B, channels)."""
+        side = int(len(y) ** 0.5)
+        maps = y.reshape(side, side, *y.shape[1:]).transpose(2, 0, 1, 3)
+        return maps / np.sqrt(goodness(y))[:, None, None, None]
+
+    def begin(self, images):
+        """Activities and normalised maps of the bottom-up pass; the image's columns."""
+        x = normalise(images, self.dtype)
+        x = x / np.sqrt((x**2).mean(axis=(1, 2, 3), keepdims=True))
+        neutral = np.full((10, len(images)), 0.1, self.dtype)
+        image, y, n = self.columns(x), [], []
+        below = image
+        for layer in self.layers:
+            y.append(np.maximum(layer.pre_activation(below, None, neutral), 0))
+            n.append(self.normalised(y[-1]))
+            below = self.columns(n[-1])
+        return y, n, image
+
+    def iterate(self, images, labels, iterations):
+        """For each iteration and layer: old y, new y, slope, columns below and above."""
+        y, n, image = self.begin(images)
+        label = np.eye(10, dtype=self.dtype)[:, labels]
+        record = []
+        for _ in range(iterations):
+            seen = [image, *(self.columns(maps) for maps in n), None]
+            row = []
+            for i, layer in enumerate(self.layers):
+                below = seen[i]
+                above = seen[i + 2] if i + 1 < len(self.layers) else None
+                u = layer.pre_activation(below, above, label)
+                new = 0.3 * y[i] + 0.7 * np.maximum(u, 0)
+                row.append((y[i], new, u > 0, below, above))
+            y = [new for _, new, *_ in row]
+            n = [self.normalised(new) for new in y]
+            record.append(row)
+        return record, label
+
+    def logits(self, images):
+        _, n, _ = self.begin(images)
+        x = np.concatenate([maps.reshape(len(images), -1) for maps in n], axis=1)
+        return x, x @ self.W_class + self.b_class
+
+    def train_step(self, images, labels, negatives, iterations):
+        x, logits = self.logits(images)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        dlogits = (p - np.eye(10, dtype=self.dtype)[labels]) / len(labels)
+        runs = [self.iterate(images, one, iterations) for one in (labels, *negatives)]
+        statistics = []
+        for i, (layer, adams) in enumerate(zip(self.layers, self.adams, strict=True)):
+            total, told = [0] * len(adams), []
+            for t in range(iterations):
+                g = [goodness(record[t][i][1]) for record, _ in runs]
+                signed = [self.sign * one for one in g]
+                slopes = ff_loss_slopes(signed, *self.loss_settings)
+                told.append(
+                    [ff_loss(signed, *self.loss_settings), g[0].mean(), np.mean(g[1:])]
+                )
+                for (record, label), slope in zip(runs, slopes, strict=True):
+                    _, y, on, below, above = record[t][i]
+                    factor = self.sign * slope / iterations * 2 * 0.7 / y[:, 0].size
+                    du = factor[None, :, None] * y * on
+                    found = layer.gradients(du, below, above, label)
+                    total = [a + b for a, b in zip(total, found, strict=True)]
+            for adam, p, gradient in zip(adams, layer.parameters(), total, strict=True):
+                adam.step(p, gradient)
+            statistics.append(np.mean(told, axis=0))
+        self.class_adams[0].step(self.W_class, x.T @ dlogits)
+        self.class_adams[1].step(self.b_class, dlogits.sum(axis=0))
+        return np.array(statistics)
+
+    def goodness_by_iteration(self, images, iterations):
+        """(iterations, L, 10, B)"""
+        g = np.empty((iterations, len(self.layers), 10, len(images)), self.dtype)
+        for label in range(10):
+            record, _ = self.iterate(images, [label] * len(images), iterations)
+            for t, row in enumerate(record):
+                for i, (_, y, *_) in enumerate(row):
+                    g[t, i, label] = goodness(y)
+        return g
+
+    def predict(self, images):
+        g = self.goodness_by_iteration(images, 10)[3:6]
+        return (self.sign * g.sum(axis=(0, 1))).argmax(axis=0)
+
+    def predict_one_pass(self, images):
+        return self.logits(images)[1].argmax(axis=1)
