@@ -450,7 +450,7 @@ def model_bytes():
     learners = ff.make_learners(args)
     for one in learners:
         ff.set_epochs(one, 2)
-    arrays = ff.model_arrays(args, learners, {"FF": 0.5})
+    arrays = ff.model_arrays(args, learners, {"ff_full_test_acc": 0.5})
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue(), arrays
