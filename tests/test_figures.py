@@ -432,7 +432,7 @@ def save_run(path, accuracy=0.3, **changes):
     learners = ff.make_learners(args)
     for learner in learners:
         ff.set_epochs(learner, 1)
-    tested = {learner.name: np.float64(accuracy) for learner in learners}
+    tested = {f"{one.name.lower()}_full_test_acc": accuracy for one in learners}
     ff.save_npz(path, ff.model_arrays(args, learners, tested))
     return path
 

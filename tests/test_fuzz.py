@@ -167,7 +167,9 @@ def test_2000_corruptions_end_in_the_true_data_or_in_one_line(outcomes, tmp_path
     args, learners = tiny_run(seed=1)
     for learner in learners:
         ff.train(learner, ARRAYS, args, tell=lambda line: None)
-    model = ff.model_arrays(args, learners, {"FF": 0.25, "BP": 0.5})
+    model = ff.model_arrays(
+        args, learners, {"ff_full_test_acc": 0.25, "bp_full_test_acc": 0.5}
+    )
     model = {name: np.asarray(array) for name, array in model.items()}
     ff.save_npz(path, model)
 
