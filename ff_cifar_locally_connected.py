@@ -575,11 +575,12 @@ class Recurrent(ForwardForward):
     def label_goodness(self, images):
         """The mean goodness of the iterations that predict: (L, N_CLASSES, B)."""
         g = self.goodness_by_iteration(images, WINDOW[-1])
-        return g[WINDOW[0] - 1 :].mean(axis=0)
+        return check_scores(self, g[WINDOW[0] - 1 :].mean(axis=0))
 
     def predict_one_pass(self, images):
         """The classifier's labels (B,), from the bottom-up pass alone."""
-        return self.classify(self.begin(images, 1, 1)[0])[1].argmax(axis=0)
+        logits = self.classify(self.begin(images, 1, 1)[0])[1]
+        return check_scores(self, logits).argmax(axis=0)
 
 
 # ------------------------------------------------------------------- backprop
