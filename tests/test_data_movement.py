@@ -457,8 +457,8 @@ def test_activities_are_read_as_often_as_the_code_says(shrunken):
 
         # W x + b and its ReLU, in the forward pass and in the update.
         assert read("Layer.activity") == 4 * n
-        assert read("goodness") == n
-        assert read("see") == (n if layer == 0 else 0)  # its rms, for layer 1
+        # For the goodness; in layer 0 for the rms too, which layer 1 needs.
+        assert read("sum_of_squares") == (2 * n if layer == 0 else n)
         assert read("goodness_gradient") == n
     program, _ = record("BP", "headline", B)
     count = words_read(program, lambda names, layer, kind: (names[0], layer, kind))
