@@ -702,19 +702,19 @@ def make_layers(rng, args, label_input=None):
 
 def make_recurrent_layers(rng, args, top_down):
     """The recurrent network's layers; without what is top-down, BP's stack."""
-    L, C, field = args.n_layers, args.channels, RECURRENT_FIELD
-    depths = [DEPTH] + [C] * (L - 1)
-    connections = [
-        [Connection(rng, SIDE, depth, field, C, None if i else (0, 0), field // 2)]
-        for i, depth in enumerate(depths)
+    L, C, cut = args.n_layers, args.channels, RECURRENT_FIELD // 2
+
+    def connection(depth, differs, name):
+        sizes = SIDE, depth, RECURRENT_FIELD, C
+        return Connection(rng, *sizes, differs, padding=cut, tile=4, name=name)
+
+    parts = [
+        [connection(C if i else DEPTH, None if i else (0, 0), "W")] for i in range(L)
     ]
-    for i in range(L - 1 if top_down else 0):
-        down = Connection(rng, SIDE, C, field, C, None, field // 2, "T")
-        connections[i].append(down)
-    layers = [
-        Layer(parts, top_down and i == L - 1) for i, parts in enumerate(connections)
-    ]
-    if top_down:  # the label's weights, as those of a layer of ten units
+    for below in parts[:-1] if top_down else []:
+        below.append(connection(C, None, "T"))
+    layers = [Layer(part, top_down and part is parts[-1]) for part in parts]
+    if top_down:  # the label's weights are those of a layer of ten units
         V = layers[-1].V.value
         V[:] = rng.standard_normal(V.shape, np.float32) * np.float32(math.sqrt(2 / 10))
     return layers
@@ -965,6 +965,7 @@ class Connection:
     differs: rows and columns of the input, from the top left, where passes differ;
         None: everywhere
     padding: zeros around the input that maps have to bring; no weights look at them
+    tile: positions in a tile each way, if they divide the side; fewer channels want more
     name: of the weights
     """
 
@@ -977,6 +978,7 @@ class Connection:
         channels,
         differs=(0, 0),
         padding=0,
+        tile=2,
         name="W",
     ):
         self.in_side, self.in_depth = in_side, in_depth
@@ -985,8 +987,7 @@ class Connection:
         self.padded = in_side + 2 * padding
         self.padded_shape = self.padded, self.padded, in_depth
         self.side = self.padded - field + 1
-        # Positions in a tile, each way. Few channels take more for products of a size.
-        self.tile = math.gcd(self.side, 2 if channels > 4 or self.side % 4 else 4)
+        self.tile = math.gcd(self.side, tile)  # positions in a tile, each way
         self.tiles = self.side // self.tile  # tiles in the map, each way
         self.window = field + self.tile - 1  # side of a tile's input
         self.shared = differs is not None
@@ -2232,7 +2233,7 @@ def add_training_flags(parser, backprop=True):
     help = "wrong labels: any one, one by softmax of goodness, or all nine"
     choose("--negatives", "uniform", "sampled", "all", "classifier", help)
     help = "theta, a goodness; or halfway: between the two passes of each image; not "
-    help += "with --negatives all (default: 2; recurrent: halfway)"
+    help += "with --negatives all (default: 2.0; recurrent: halfway)"
     group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
     help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=2.0", "pillow>=10"]
+# dependencies = ["numpy>=2.2", "pillow>=10.1"]
 # ///
 """What a training step pays to fetch its operands: Forward-Forward against backprop.
 
