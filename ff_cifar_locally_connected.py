@@ -57,7 +57,7 @@ for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
     os.environ[f"{_blas}_THREADS"] = "1"
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 # ------------------------------------------------------------------ constants
@@ -124,9 +124,12 @@ def normalise(images):
     return np.multiply(images, np.float32(1 / 255), dtype=np.float32) - MEAN_IMAGE
 
 
-def images_last(x):
-    """(B, H, W, C) -> (H, W, C, B), as the layers have it."""
-    return np.ascontiguousarray(np.moveaxis(x, 0, -1))
+def normalised_maps(images):
+    """uint8 (B, H, W, 3) -> normalised (H, W, 3, 1, B): one map for all passes."""
+    images = np.ascontiguousarray(np.moveaxis(images, 0, -1))
+    x = np.multiply(images, np.float32(1 / 255), dtype=np.float32)
+    x -= CIFAR_MEAN[:, None]
+    return x[:, :, :, None]
 
 
 def encode_labels(pixels, labels):
@@ -250,14 +253,13 @@ class ForwardForward:
 
     def inputs(self, images, labels):
         """What layer 0 reads in the passes with `labels` (P, B) or (P, 1)."""
-        x = normalise(images)
-        maps = images_last(x)[:, :, :, None]
+        maps = normalised_maps(images)
         if self.label_input == "everywhere":
             return Maps(maps)
         rows, columns = self.layers[0].connections[0].sees
-        corner = np.repeat(x[None, :, :rows, :columns], len(labels), axis=0)
-        encode_labels(corner, labels)
-        return Maps(maps, corner.transpose(2, 3, 4, 0, 1))
+        corner = np.repeat(maps[:rows, :columns], len(labels), axis=3)
+        encode_labels(corner.transpose(3, 4, 0, 1, 2), labels)
+        return Maps(maps, corner)
 
     def forward(self, images, labels):
         """The goodness of each layer in each pass: (L, P, B).
@@ -433,12 +435,12 @@ class Recurrent(ForwardForward):
         """
         B, state = len(images), []
         first = self.layers[0].connections[0]
-        x = images_last(normalise(images))
+        x = normalised_maps(images)
         x /= np.sqrt(np.mean(x**2, axis=(0, 1, 2)))
         image = reuse(
             self.layers[0].buffers, "image", first.padded, first.padded, 3, 1, B
         )
-        inside(image, first.padding)[:, :, :, 0] = x
+        inside(image, first.padding)[:] = x
         below = image = Maps(image)
         for layer in self.layers:
             shape = *layer.b.value.shape, P, B
@@ -622,7 +624,7 @@ class Backprop:
 
     def forward(self, images):
         """The maps (H, W, C, 1, B) that each layer makes, and logits (N_CLASSES, B)."""
-        x, maps = images_last(normalise(images))[:, :, :, None], []
+        x, maps = normalised_maps(images), []
         for layer in self.layers:
             connection = layer.connections[0]
             padded = reuse(layer.buffers, "x", *connection.padded_shape, 1, len(images))
@@ -913,10 +915,10 @@ def cell(value, digits):
 # (layer 0) and 44 % (layer 1) of arithmetic with zeros; in return the products are four
 # times as large, and 0.30 and 0.36 of the numbers are copied to gather the inputs.
 #
-# Pieces. A thread works on two rows of tiles at a time, from gathering their inputs to
-# their activity, and in an update again from gathering to Adam, so that what it works
-# on stays in the cache. An activity is not kept, but computed a second time from W x in
-# the update, as that costs less than to write it down and read it again.
+# Pieces. A thread works on a few rows at a time, from gathering their inputs to their
+# activity, and in an update again from gathering to Adam, so that what it works on stays
+# in the cache. The activity of ten passes is not kept, but computed a second time from
+# W x in the update: that costs less than to write it down and read it again.
 #
 # What the passes share. W x is computed once for all passes with equal inputs, and pass
 # p takes relu(scale_p (W x) + b + V[label]), where the scale is 1/rms of the pass. The
@@ -1072,7 +1074,8 @@ class Connection:
             strip.reshape(columns, w, depth, S, B)[:] = seen.swapaxes(0, 1)
         T, K = (columns - w) // self.tile + 1, w * w * depth
         strides = strips.strides[0], self.tile * strips.strides[1], *strips.strides[3:]
-        return as_strided(strips, (len(strips), T, K, S * B), strides)
+        shape = len(strips), T, K, S * B
+        return np.ndarray(shape, np.float32, strips, 0, strides)
 
     def in_corner(self, rows, inputs):
         """How many of a row's tiles are in the corner; a piece is in its rows or not."""
@@ -1264,6 +1267,7 @@ class Layer:
         ]
         for connection, maps in new:
             connection.read(maps)
+        self.kept = {}
 
         def work(rows):
             for connection, _ in new:
@@ -1277,6 +1281,8 @@ class Layer:
 
         Where it is the same in all passes, (t, T, N, 1, B).
         """
+        if rows.start in self.kept:
+            return self.kept[rows.start]
         first, *others = (connection.product(rows) for connection in self.active)
         bias = self.b.value[rows, :, :, None, None]
         if self.V and self.labels is None:
@@ -1284,8 +1290,13 @@ class Layer:
         elif self.V:
             # (P, 1) where a pass has one label for all, else one for each image.
             bias = bias + self.V.value[rows][..., self.labels]
-        shapes = [bias.shape, first.shape, *(other.shape for other in others)]
-        h = np.add(first, bias, out=scratch("h", *np.broadcast_shapes(*shapes)))
+        passes = max(x.shape[3] for x in (bias, first, *others))
+        shape = *first.shape[:3], passes, first.shape[4]
+        if passes <= 2:
+            h = self.kept[rows.start] = reuse(self.buffers, rows.start, *shape)
+        else:
+            h = scratch("h", *shape)
+        np.add(first, bias, out=h)
         for other in others:
             h += other
         return np.maximum(h, 0, out=h)

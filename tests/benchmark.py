@@ -117,7 +117,7 @@ def main():
     def step(learner, batch):
         if learner is theirs:
             wrong = pool_negatives[batch]
-            learner.train_step(pool[batch], pool_labels[batch], wrong)
+            learner.train_step(pool[batch], pool_labels[batch], [wrong])
         else:
             learner.train_step(pool[batch], pool_labels[batch])
 
