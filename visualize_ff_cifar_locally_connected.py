@@ -11,9 +11,9 @@ file is missing, FF and BP are trained with the training flags, drawn, and not s
 With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
-    ship            1000      7.7     44.4
-    truck           1000     16.1     41.2
-    all            10000     24.9     37.6
+    ship            1000      7.7     33.7
+    truck           1000     15.8     37.9
+    all            10000     24.8     35.8
     wrote viz/example_images.png
     wrote viz/example_label_encoded.png
     wrote viz/receptive_fields_layer0.png
