@@ -47,6 +47,7 @@ def run(cache):
     def run(*flags, settings=SETTINGS, **options):
         return small.finish(start(cache, *flags, settings=settings, **options))
 
+    run.cache = cache
     return run
 
 
@@ -128,6 +129,96 @@ def test_a_usage_error_of_the_script_itself_has_exit_code_2(run, flags):
     code, out, err = run(*flags.split())
     assert (code, out) == (2, "")
     assert_one_line(err)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--negatives all --threshold 2",
+        "--recipe best --threshold halfway",
+        "--network recurrent --recipe best",
+        "--network recurrent --n-layers 1",
+        "--network recurrent --n-layers 4",
+        "--network recurrent --label-input corner",
+        "--network recurrent --label-input everywhere",
+        "--network recurrent --negatives sampled",
+        "--label-input top",
+        "--negatives classifier",
+        "--objective min",
+    ],
+)
+def test_flags_that_do_not_fit_together_are_a_one_line_usage_error(
+    tiny, flags, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["script.py", *flags.split()])
+    with pytest.raises(SystemExit) as stop:
+        ff.command(ff.main)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_line(err, "script.py: error: ", flags.split()[-2])
+
+
+def test_a_recipe_sets_defaults_and_flags_before_or_after_it_override_them(monkeypatch):
+    def parsed(flags):
+        parser = ff.Parser()
+        ff.add_training_flags(parser)
+        monkeypatch.setattr(sys, "argv", ["script.py", *flags.split()])
+        return ff.parse(parser)
+
+    best = parsed("--recipe best")
+    assert vars(best) == vars(ff.training_arguments("best", dataset="auto"))
+    assert (best.negatives, best.threshold, best.n_layers) == ("all", None, 1)
+    for flags in ("--recipe best --lr 0.5", "--lr 0.5 --recipe best"):
+        assert vars(parsed(flags)) == vars(best) | {"lr": 0.5}
+    assert parsed("").threshold == 2.0
+    assert parsed("--network recurrent").threshold == "halfway"
+
+
+def test_a_recurrent_run_saves_loads_resumes_and_does_not_depend_on_threads(
+    run, tmp_path
+):
+    flags = "--network", "recurrent", "--train-subset", "32", "--eval-subset", "8"
+    flags += "--batch-size", "16", "--n-epochs", "2", "--bp-baseline", "--full-test"
+    whole, other, resumed = (tmp_path / f"{name}.npz" for name in "abc")
+    env = {"OMP_NUM_THREADS": "1"}
+    assert run(*flags, "--save", whole, settings=FULL_SIZE)[0] == 0
+    assert run(*flags, "--save", other, settings=FULL_SIZE, env=env)[0] == 0
+    assert_same_bits(whole, other, but=["config"])
+    arrays = arrays_of(whole)
+    assert arrays["layer_specs"].tolist() == [[11, 3], [11, 3]]
+    shapes = {
+        "ff_layer0_W": (32, 32, 363, 3),
+        "ff_layer0_T": (32, 32, 363, 3),
+        "ff_layer1_V": (10, 32, 32, 3),
+        "ff_W_class": (2 * 32 * 32 * 3, 10),
+        "ff_b_class": (10,),
+        "ff_one_pass_test_acc": (2,),
+        "ff_one_pass_train_acc": (2,),
+        "ff_full_test_one_pass_acc": (),
+        "bp_layer1_W": (32, 32, 363, 3),
+    }
+    assert {name: arrays[name].shape for name in shapes} == shapes
+    assert not arrays.keys() & {"ff_layer1_T", "ff_layer0_V", "bp_layer0_T"}
+
+    checkpoint = "--checkpoint", tmp_path / "checkpoint.npz"
+    process = small.start(FULL_SIZE, "--cache-dir", run.cache, *flags, *checkpoint)
+    rows_until(process, 1)
+    process.kill()
+    process.communicate()
+    done = run(*flags, *checkpoint, "--save", resumed, settings=FULL_SIZE)
+    assert done[0] == 0
+    assert_same_bits(whole, resumed)
+
+
+def test_a_model_from_before_there_were_networks_still_loads(tiny, tmp_path):
+    _, arrays = model_bytes()
+    config = json.loads(arrays["config"])
+    for name in ("network", "objective"):
+        del config["arguments"][name]
+    np.savez(tmp_path / "old.npz", **arrays | {"config": json.dumps(config)})
+    _, args, _ = ff.load_model(tmp_path / "old.npz")
+    assert (args.network, args.objective) == ("feedforward", "max")
 
 
 def test_the_model_and_the_checkpoint_cannot_be_one_file(run, tmp_path):
