@@ -2283,7 +2283,7 @@ def parse(parser):
         ),
         (
             recurrent and args.n_layers not in (2, 3),
-            "--network recurrent has 2 or 3 layers",
+            "--network recurrent needs --n-layers 2 or 3",
         ),
         (
             recurrent != (args.label_input == "top"),
