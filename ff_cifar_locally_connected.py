@@ -2497,7 +2497,8 @@ def command(main):
                 unprinted.append(error)
         if unprinted:
             say(f"{name}: lines were lost, as they cannot be printed: {unprinted[0]}")
-            sys.exit(1)
+            if sys.exc_info()[1] is None:  # an error, or Ctrl-C, keeps its exit code
+                sys.exit(1)
 
 
 def main():

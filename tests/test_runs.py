@@ -221,6 +221,11 @@ def test_a_model_from_before_there_were_networks_still_loads(tiny, tmp_path):
     assert (args.network, args.objective) == ("feedforward", "max")
 
 
+def test_a_usage_error_that_cannot_be_printed_is_still_one(cache):
+    with open("/dev/full", "w") as full:
+        assert start(cache, "--lr", "nan", stderr=full).wait(60) == 2
+
+
 def test_the_model_and_the_checkpoint_cannot_be_one_file(run, tmp_path):
     code, _, err = run("--save", tmp_path / "x.npz", "--checkpoint", tmp_path / "x.npz")
     assert code == 2
