@@ -1332,6 +1332,7 @@ class Layer:
         self.in_pieces(work)
         for connection in self.connections:
             connection.inputs = None  # their W x is no longer true
+        self.kept = {}
 
     def bias_gradient(self, du):
         """du (t, T, N, P, B), summed for each label: (t, T, N, N_CLASSES), or 1."""

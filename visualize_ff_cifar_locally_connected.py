@@ -141,7 +141,10 @@ def example_label_encoded(args, image, label):
     if args.label_input != "corner":
         title = "The label block (not used by this model)"
         raw, seen = "FF and BP", "block"
-        text = f"Instead of a block, this model has\nlabel weights in every unit.\n\n{text}"
+        units = "the last layer" if args.label_input == "top" else "every unit"
+        text = (
+            f"Instead of a block, this model has\nlabel weights in {units}.\n\n{text}"
+        )
     figure = new_figure(title, args, 10, 5.4)
     panels = (
         (f"raw, for {raw}: {ff.CLASSES[label]}", None),
@@ -362,8 +365,12 @@ def describe(args):
     or in how the same settings were given.
     """
     headline = ff.training_arguments()
-    corner = args.label_input == "corner"
-    words = ["label in a corner" if corner else "label to every unit"]
+    places = {
+        "corner": "in a corner",
+        "everywhere": "to every unit",
+        "top": "from above",
+    }
+    words = [f"label {places[args.label_input]}"]
     words.append(f"{args.negatives} negatives")
     for name in ff.TRAINING_ARGUMENTS:
         value = getattr(args, name)
