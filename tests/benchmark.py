@@ -77,6 +77,70 @@ def multiplications(layers):
     return sum(everything), sum(corner)
 
 
+def other_settings(pool, pool_labels, rng):
+    """Rows of the other learners' steps: (name, plain seconds, ours), ... each.
+
+    All ten labels and BP on the stack of --recipe best, and the recurrent network. The
+    last item is the arithmetic of the recurrent step, in GFLOP: no zeros, the image's
+    product once a batch.
+    """
+
+    def batch():
+        chosen = rng.choice(EPOCH, B, replace=False)
+        return pool[chosen], pool_labels[chosen]
+
+    def wrong(labels, count):
+        return list((labels + np.arange(1, count + 1)[:, None]) % 10)
+
+    args = ff.training_arguments("best", bp_baseline=True)
+    ours, our_bp = ff.make_learners(args)
+    theirs = plain.ForwardForward(
+        plain_layers(ours), args.lr, np.float32, None, args.temperature
+    )
+    readout = our_bp.W_out.value, our_bp.b_out.value
+    their_bp = plain.Backprop(plain_layers(our_bp), *readout, args.bp_lr, np.float32)
+    args = ff.training_arguments(network="recurrent")
+    (recurrent,) = ff.make_learners(args)
+    layers = [
+        plain.RecurrentLayer(dtype=np.float32, **layer.get_weights())
+        for layer in recurrent.layers
+    ]
+    classifier = recurrent.W_class.value, recurrent.b_class.value
+    rates, loss = (args.lr, ff.CLASSIFIER_LR), (args.threshold, args.temperature)
+    plain_recurrent = plain.Recurrent(layers, *classifier, rates, np.float32, 1, *loss)
+
+    def their_step(learner, count, *more):
+        images, labels = batch()
+        learner.train_step(images, labels, wrong(labels, count), *more)
+
+    ff_ours, bp_ours, ff_plain, bp_plain = in_turn(
+        [
+            (lambda: ours.train_step(*batch()), 40),
+            (lambda: our_bp.train_step(*batch()), 40),
+            (lambda: their_step(theirs, 9), 1),
+            (lambda: their_bp.train_step(*batch()), 5),
+        ],
+        rounds=3,
+    )
+    r_ours = seconds(lambda: recurrent.train_step(*batch()), 10)
+    r_plain = seconds(lambda: their_step(plain_recurrent, 1, ff.ITERATIONS), 1)
+    weights = recurrent.layers[0].connections[0].n_weights  # as many in each connection
+    each_pass = 2 * 2 * ff.ITERATIONS * 2 * weights  # T and W, 2 passes, both products
+    return (
+        ("FF step, all ten labels (2)", ff_plain, ff_ours),
+        ("BP step on the same stack", bp_plain, bp_ours),
+        ("recurrent FF step (3)", r_plain, r_ours),
+        2 * B * (each_pass + 3 * weights) / 1e9,
+    )
+
+
+def plain_layers(learner):
+    return [
+        plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
+        for layer in learner.layers
+    ]
+
+
 def choose_dataset():
     """cifar10 where no network is needed for it, else synthetic."""
     folder = os.environ.get("HINTON_CIFAR_CACHE") or "~/.cache/hinton-cifar"
@@ -126,16 +190,9 @@ def main():
 
     ours, our_bp = ff.make_learners(args)
 
-    def plain_layers(layers):
-        return [
-            plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
-            for layer in layers
-        ]
-
-    theirs = plain.ForwardForward(plain_layers(ours.layers), 0.01, np.float32)
+    theirs = plain.ForwardForward(plain_layers(ours), 0.01, np.float32)
     readout = our_bp.W_out.value, our_bp.b_out.value
-    layers = plain_layers(our_bp.layers)
-    their_bp = plain.Backprop(layers, *readout, 0.01, np.float32)
+    their_bp = plain.Backprop(plain_layers(our_bp), *readout, 0.01, np.float32)
 
     rate = large_matmul_rate()
 
@@ -170,6 +227,8 @@ def main():
         ff_predict_plain + bp_predict_plain
     )
 
+    *others, recurrent_work = other_settings(pool, pool_labels, rng)
+
     print(f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}")
     for name, unit, factor, a, b in (
         ("FF training step, batch of 64", "ms", 1e3, ff_plain, ff_ours),
@@ -181,9 +240,14 @@ def main():
     ):
         a, b = a * factor, b * factor
         print(f"{name + ', ' + unit:40}{a:10.3f}{b:10.3f}{a / b:7.1f}x")
+    for name, a, b in others:
+        print(f"{name + ', ms':40}{1e3 * a:10.3f}{1e3 * b:10.3f}{a / b:7.1f}x")
     print(
         f"{'FF step / BP step':40}{ff_plain / bp_plain:10.2f}{ff_ours / bp_ours:10.2f}"
     )
+    (_, *all_labels), (_, *same_stack), (_, *recurrent) = others
+    a, b = np.divide(all_labels, same_stack)
+    print(f"{'all ten labels / BP, same stack':40}{a:10.2f}{b:10.2f}")
     print(f"{'headline command, peak memory, MB':40}{'':10}{peak:10.0f}")
 
     everything, corner = multiplications(ours.layers)
@@ -191,16 +255,21 @@ def main():
     algorithm = 2 * 2 * 2 * B * everything / 1e9
     once = 2 * 2 * B * (everything + corner) / 1e9
     print(f"{'large float32 matmul, GFLOP/s':40}{'':10}{rate:10.0f}")
-    for name, work in (
-        ("FF step, both passes counted (2)", algorithm),
-        ("FF step, shared arithmetic once (3)", once),
-    ):
-        a, b = work / ff_plain, work / ff_ours
+    counts = (
+        ("FF step, both passes counted (4)", algorithm, ff_plain, ff_ours),
+        ("FF step, shared arithmetic once (5)", once, ff_plain, ff_ours),
+        ("recurrent FF step (6)", recurrent_work, *recurrent),
+    )
+    for name, work, a, b in counts:
+        a, b = work / a, work / b
         print(f"{name + ', GFLOP/s':40}{a:10.0f}{b:10.0f}{100 * b / rate:7.0f}%")
     print(
         f"""(1) plain: computed, {EPOCHS} epochs and {predicted:,} predictions of each learner
-(2) {algorithm:.3f} GFLOP: forward and weight gradient of two passes; no zeros
-(3) {once:.3f} GFLOP: what the passes share counted once; the last column is of the matmul"""
+(2) one layer of 8 channels, label weights: the learner of --recipe best
+(3) two layers, {ff.ITERATIONS} iterations, true and wrong label
+(4) {algorithm:.3f} GFLOP: forward and weight gradient of two passes; no zeros
+(5) {once:.3f} GFLOP: what the passes share counted once; the last column is of the matmul
+(6) {recurrent_work:.3f} GFLOP: no zeros, the image's product once a batch"""
     )
 
 

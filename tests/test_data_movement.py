@@ -508,7 +508,6 @@ def test_nothing_comes_from_nowhere_or_goes_nowhere(shrunken, name, settings, wo
 
 def test_blocks_of_a_real_step_cost_what_its_single_words_cost(monkeypatch):
     monkeypatch.setattr(ff, "SIDE", 10)
-    monkeypatch.setattr(ff, "MEAN_IMAGE", ff.MEAN_IMAGE[:10, :10])
     monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [3, 3])
     monkeypatch.setattr(ff, "CHANNELS", 1)
     monkeypatch.setattr(data_movement, "STEPS", 2)

@@ -285,7 +285,7 @@ def test_sampled_negatives_are_never_true_and_follow_the_goodness(label_input):
     scores = learner.label_goodness(images)[learner.scored].sum(axis=0)
     same = np.repeat(scores[:, :1], 100, axis=1)
     counts = count_negatives(
-        lambda labels: learner.sample_wrong_labels(same, labels), 2000
+        lambda labels: ff.sample_wrong_labels(same / 0.05, labels, rng), 2000
     )
     assert not counts.diagonal().any()
     expected = np.exp(scores[:, 0] / 0.05) * (1 - np.eye(10))
@@ -313,8 +313,9 @@ def negatives_of(learner, images, labels):
     if learner.negatives == "uniform":
         negatives = ff.wrong_labels(labels, learner.generators["negatives"])
     else:
-        scores = learner.label_scores(images)
-        negatives = learner.sample_wrong_labels(scores, labels)
+        logits = learner.label_scores(images) / learner.temperature
+        rng = learner.generators["negatives"]
+        negatives = ff.sample_wrong_labels(logits, labels, rng)
     generator.state = state
     return negatives[None]
 
