@@ -2197,7 +2197,7 @@ def add_training_flags(parser, backprop=True):
     add_default_flags(group)
     add("--seed", 0, number(int, 0), "seed of weights, order and negatives")
     add("--n-epochs --epochs", 10, count, "passes over the training images")
-    add("--n-layers", 2, depth, "locally-connected layers, 1 to 4")
+    add("--n-layers", 2, depth, "locally-connected layers, 1 to 4; recurrent: 2 or 3")
     help = "units at each position of a layer"
     add("--channels", CHANNELS, number(int, 1, 1_000_000), help)
     add("--batch-size", 64, count, "images in a step")
@@ -2210,9 +2210,11 @@ def add_training_flags(parser, backprop=True):
     group = parser.add_argument_group("Forward-Forward")
     help = "recurrent: the true label's goodness is to be high, or low"
     choose("--objective", "max", "min", help)
-    help = "where the label enters: a block of the image, or top-down into all units"
+    help = "where the label enters: a block of the image, or top-down into all units; "
+    help += "recurrent: from the top"
     choose("--label-input", "corner", "everywhere", "top", help)
-    help = "wrong labels: any one, one by softmax of goodness, or all nine"
+    help = "wrong labels: any one, one by softmax of goodness, or all nine; recurrent: "
+    help += "one by a classifier, unless it is any one or all"
     choose("--negatives", "uniform", "sampled", "all", "classifier", help)
     help = "theta, a goodness; or halfway: between the two passes of each image; not "
     help += "with --negatives all (default: 2.0; recurrent: halfway)"
