@@ -12,7 +12,7 @@ With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
     ship            1000      7.7     33.7
-    truck           1000     15.8     37.9
+    truck           1000     16.0     37.9
     all            10000     24.8     35.8
     wrote viz/example_images.png
     wrote viz/example_label_encoded.png
