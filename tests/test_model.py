@@ -63,12 +63,12 @@ def forward(layer, inputs, labels=None):
 
 
 def as_pieces(positions, layer):
-    """du(rows) for Layer.update() from (positions, P, B, channels)."""
+    """du(rows) for Layer.update(), of one iteration, from (positions, P, B, channels)."""
     P, B = positions.shape[1:3]
     maps = positions.reshape(layer.side, layer.side, P, B, layer.channels)
     tiles = layer.tiled(np.ascontiguousarray(maps.transpose(0, 1, 4, 2, 3)))
     tiles = tiles.reshape(layer.tiles, layer.tiles, -1, P, B).astype(np.float32)
-    return lambda rows: tiles[rows].copy()
+    return lambda rows: tiles[None, rows].copy()
 
 
 def loops_forward(x, W, b, field):
