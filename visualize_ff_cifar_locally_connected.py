@@ -2,12 +2,13 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy>=2.2", "matplotlib>=3.8.4", "pillow>=10.1"]
 # ///
-"""Draw the five figures of viz/ from a model that was saved with --save.
+"""Draw the figures of viz/ from a model that was saved with --save.
 
     python3 visualize_ff_cifar_locally_connected.py --model model.npz
 
 The accuracies by class are computed anew from the model's weights. Where the model
 file is missing, FF and BP are trained with the training flags, drawn, and not saved.
+Of a recurrent network viz/recurrent.png is drawn too: how it settles.
 With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
 With the headline model, the last lines are:
 
@@ -26,6 +27,7 @@ import os
 import tempfile
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
@@ -48,15 +50,17 @@ from matplotlib.ticker import MaxNLocator
 SKY, ORANGE, PURPLE, GREEN = "#56b4e9", "#e69f00", "#cc79a7", "#009e73"
 LEARNER_LOOKS = {
     "FF": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
+    "FF one pass": {"color": GREEN, "linestyle": "-.", "marker": "^"},
     "BP": {"color": "#d55e00", "linestyle": "--", "marker": "s"},
 }
-LEARNER_HATCHES = {"FF": "", "BP": "///"}
+LEARNER_HATCHES = {"FF": "", "FF one pass": "...", "BP": "///"}
 LAYER_LOOKS = (
     {"color": SKY, "marker": "o"},
     {"color": PURPLE, "marker": "D"},
     {"color": ORANGE, "marker": "^"},
     {"color": GREEN, "marker": "v"},
 )
+AVERAGE = {"color": "0.35", "linewidth": 0.8, "zorder": 1.5}
 REFERENCE = {"color": "0.35", "linestyle": ":", "linewidth": 1.4}  # chance, theta
 CYAN = "#00ffff"  # the label block
 
@@ -186,9 +190,15 @@ def receptive_fields(args, layer):
     R, W = layer.field, layer.get_weights()["W"]
     initial = np.sqrt(2 / W.shape[2])  # standard deviation, He-normal
     limit = FULL_COLOUR * initial
-    figure = new_figure("Receptive fields of FF's layer 0", args, 10, 8.8)
     rows, last = min(SHOWN_CHANNELS, layer.channels), layer.side - 1
+    title = "Receptive fields of FF's layer 0"
+    figure = new_figure(title, args, 10, 1.6 + 1.8 * rows)
     corner = args.label_input == "corner"
+    note = ""
+    if corner:
+        note = "Cyan: where the label block lies in the field."
+    elif layer.connections[0].padding:
+        note = "Plain grey at an edge: beyond the image, no weights."
     grid = figure.subplots(rows, len(POSITIONS), squeeze=False)
     for column, position in zip(grid.T, POSITIONS, strict=True):
         i, j = np.minimum(position, last)
@@ -208,7 +218,7 @@ def receptive_fields(args, layer):
         f"One colour scale: grey 0, black and white ∓{limit:.2f}, {FULL_COLOUR} "
         "standard deviations of the initial weights; red, green and blue\nare the "
         "input's. rms: in units of the initial one, ×1.0 = as strong as it began. "
-        + ("Cyan: where the label block lies in the field." if corner else ""),
+        + note,
         fontsize=10.5,
     )
     return figure
@@ -239,7 +249,12 @@ def per_class_accuracy(args, accuracies, n_images):
     axes.set(yticks=range(0, 101, 20), ylim=(0, 112 * max(highest, 0.2)))
     axes.set_ylabel("accuracy, % of the class's images")
     axes.set_title(f"of the first {n_images:,} test images")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3 if len(accuracies) < 3 else 2,  # one row, or two
+        borderaxespad=0.2,
+    )
     return figure
 
 
@@ -288,15 +303,22 @@ def add_headroom(axes, share):
 
 def curves(args, arrays):
     """Accuracies, goodness and losses by epoch, from the arrays of model.npz."""
-    names = ["FF", "BP"] if args.bp_baseline else ["FF"]
-    title = f"{' and '.join(names)}, {args.train_subset:,} training images"
+    learners = "FF and BP" if args.bp_baseline else "FF"
+    title = f"{learners}, {args.train_subset:,} training images"
     figure = new_figure(f"{title}, seed {args.seed}", args, 11, 8.4)
     (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
     epochs = np.arange(1, args.n_epochs + 1)
     spacing = mark_every(args.n_epochs)
 
-    train = {name: arrays[f"{name.lower()}_train_acc"] for name in names}
-    test = {name: arrays[f"{name.lower()}_test_acc"] for name in names}
+    prefixes = {name: name.lower().replace(" ", "_") for name in LEARNER_LOOKS}
+    train, test = (
+        {
+            name: arrays[f"{prefix}_{images}_acc"]
+            for name, prefix in prefixes.items()
+            if f"{prefix}_{images}_acc" in arrays
+        }
+        for images in ("train", "test")
+    )
     plot_accuracies(top_left, epochs, train, test)
     evaluated = f"{args.eval_subset:,} images of each set"
     if args.train_subset < args.eval_subset:
@@ -307,7 +329,8 @@ def curves(args, arrays):
     plot_goodness(
         top_right, epochs, arrays["ff_g_pos"], arrays["ff_g_neg"], args.threshold
     )
-    top_right.set_title("FF: goodness, mean of the epoch")
+    low = " (true: to be low)" if args.objective == "min" else ""
+    top_right.set_title(f"FF: goodness, mean of the epoch{low}")
 
     for i, loss in enumerate(arrays["ff_loss_per_layer"]):
         look = {**LAYER_LOOKS[i], "markevery": spacing}
@@ -340,6 +363,136 @@ def curves(args, arrays):
             axes.legend(loc="upper right", ncols=2)
     top_left.set_yticks([tick for tick in top_left.get_yticks() if 0 <= tick <= 100])
     return figure
+
+
+SHOWN_ITERATIONS = 10  # as many as the paper runs, which predicts from WINDOW
+SETTLING_IMAGES = 1000  # at most, as each takes all labels through all iterations
+
+
+class Settling(NamedTuple):
+    """How the goodness settles, over n iterations; means over images."""
+
+    true: np.ndarray  # (n, L) goodness of the true label
+    wrong: np.ndarray  # (n, L) of the best wrong label, for the layer at that iteration
+    average: np.ndarray  # (n, L) of the ten labels
+    accuracy: np.ndarray  # (n,) fraction, predicting from one iteration alone
+    window: float  # accuracy from the mean of the iterations WINDOW
+    one_pass: float  # accuracy of the one-pass classifier
+    demo: np.ndarray  # (n, N_CLASSES) the first image's goodness, summed over layers
+    predicted: int  # the first image's label, from WINDOW
+    n_images: int
+
+
+def settle(learner, images, labels):
+    """The Settling of a recurrent network over images, uint8 (B, H, W, 3)."""
+
+    def work(x):
+        return learner.goodness_by_iteration(x, SHOWN_ITERATIONS)
+
+    g = ff.in_batches(work, images)  # (n, L, N_CLASSES, B)
+    at = np.s_[:, :, labels, np.arange(len(labels))]
+    others = learner.sign * g
+    others[at] = -np.inf
+    total = g.sum(axis=1)
+    alone = (learner.sign * total).argmax(axis=1)
+    window, one_pass = (ff.predict(learner, images, way.method) for way in learner.ways)
+    return Settling(
+        true=g[at].mean(axis=-1),
+        wrong=learner.sign * others.max(axis=2).mean(axis=-1),
+        average=g.mean(axis=(2, 3)),
+        accuracy=(alone == labels).mean(axis=1),
+        window=np.mean(window == labels),
+        one_pass=np.mean(one_pass == labels),
+        demo=total[:, :, 0],
+        predicted=int(window[0]),
+        n_images=len(images),
+    )
+
+
+def recurrent(args, settling, image, label):
+    """How a recurrent network settles; image, uint8 (H, W, 3), is that of the demo."""
+    title = f"The recurrent network settles, {settling.n_images:,} test images"
+    figure = new_figure(title, args, 11, 8.6)
+    extreme = "highest" if args.objective == "max" else "lowest"
+    first, *_, last = ff.WINDOW
+    iterations = np.arange(1, len(settling.true) + 1)
+    upper, lower = figure.subfigures(2)
+    tops = upper.subplots(1, args.n_layers)
+    low_left, low_right = lower.subplots(1, 2)
+
+    for i, (axes, average) in enumerate(zip(tops, settling.average.T, strict=True)):
+        look, hollow = LAYER_LOOKS[i], LAYER_LOOKS[i] | {"markerfacecolor": "white"}
+        true, wrong = (g[:, i] - average for g in (settling.true, settling.wrong))
+        axes.plot(iterations, true, label="true label", **look)
+        axes.plot(iterations, wrong, "--", label=f"{extreme} wrong label", **hollow)
+        axes.axhline(0, **AVERAGE)
+        axes.set_title(f"Layer {i}, average {average[0]:.2f} → {average[-1]:.2f}")
+    tops[0].set_ylabel("goodness, mean(h²),\nabove average")
+
+    look, other = LEARNER_LOOKS["FF"], LEARNER_LOOKS["FF one pass"]
+    accuracy = 100 * settling.accuracy
+    low_left.plot(iterations, accuracy, label="one iteration alone", **look)
+    for value, color, style, name in (
+        (settling.window, look["color"], ":", f"mean of iterations {first} to {last}"),
+        (settling.one_pass, other["color"], "-.", "one pass, the classifier"),
+    ):
+        named = f"{name}: {100 * value:.1f} %"
+        low_left.axhline(100 * value, color=color, linestyle=style, label=named)
+    low_left.set(title="Accuracy, all layers summed", ylabel="accuracy, %")
+
+    for axes in (*tops, low_left):
+        add_headroom(axes, 0.09 * len(axes.lines))
+        axes.legend(loc="upper left")
+    low, high = low_left.get_ylim()
+    ticks = low_left.get_yticks()
+    low_left.set_yticks([tick for tick in ticks if low <= tick <= min(high, 100)])
+    plot_labels(low_right, iterations, settling, image, label)
+    for axes in (*tops, low_left, low_right):
+        axes.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0)
+        axes.set(xlabel="iteration", xlim=(0.5, iterations[-1] + 0.5))
+        axes.set_xticks(iterations)
+        axes.grid(False, axis="x")
+    figure.supxlabel(
+        "Above average: less the average of an image's ten labels, which the layers' "
+        "titles give for the first and last iteration.\n"
+        f"This model is to give the true label the {extreme} goodness; {extreme} wrong "
+        "label: of the other nine, for each image, layer and iteration.\n"
+        f"Grey: iterations {first} to {last}, whose mean predicts.",
+        fontsize=10.5,
+    )
+    return figure
+
+
+def plot_labels(axes, iterations, settling, image, label):
+    """The first image, and how its goodness with each label settles."""
+    demo = settling.demo - settling.demo.mean(axis=1, keepdims=True)
+    words = {label: "true label"}
+    right = settling.predicted == label
+    words[settling.predicted] = "predicted, right" if right else "predicted"
+    axes.plot(iterations, demo, color="#a0a0a0", lw=1.3)
+    blue = LEARNER_LOOKS["FF"]["color"]
+    axes.plot(iterations, demo[:, settling.predicted], color=blue, lw=3.2)
+    axes.plot(iterations, demo[:, label], "--", color="black", lw=1.6)
+    axes.axhline(0, **AVERAGE)
+    add_headroom(axes, 0.32)
+    picture = axes.inset_axes((0.02, 0.7, 0.5, 0.28))
+    show_image(picture, image / 255)
+    picture.set_anchor("NW")
+    # The names are in the order of the ends, but evenly spaced: none overlap.
+    places = np.linspace(0.02, 0.98, ff.N_CLASSES)
+    for k, place in zip(demo[-1].argsort(), places, strict=True):
+        axes.annotate(
+            ff.CLASSES[k] + (f" ◀ {words[k]}" if k in words else ""),
+            (iterations[-1], demo[-1, k]),
+            xytext=(1.1, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=10.5,
+            weight="bold" if k in words else "normal",
+            arrowprops={"arrowstyle": "-", "color": "0.6", "relpos": (0, 0.5)},
+        )
+    axes.set_title(f"Test image 0: {ff.CLASSES[label]}")
+    axes.set_ylabel("goodness, all layers summed,\nabove average")
 
 
 # What the name of a row leaves out: each row shows its seeds, the title the data, and
@@ -470,9 +623,10 @@ def get_model(args, parser, tell):
     """The learners by name, the arguments and the arrays of a loaded or new model."""
     if args.model.exists():
         learners, saved, arrays = ff.load_model(args.model)
+        defaults = vars(ff.with_threshold(parser.parse_args([])))
         for name in ff.TRAINING_ARGUMENTS:
             ours, theirs = getattr(args, name), getattr(saved, name)
-            if ours not in (theirs, parser.get_default(name)):
+            if ours not in (theirs, defaults[name]):
                 tell(f"{args.model} was made with {name} = {theirs}, which is used")
         saved.cache_dir = args.cache_dir
         return learners, saved, arrays, ff.load_data(saved)
@@ -486,27 +640,32 @@ def get_model(args, parser, tell):
 def measure_accuracies(learners, images, labels):
     """{name: (accuracy by class (N_CLASSES,), overall)}, fractions; nan: no images."""
     accuracies = {}
-    for name, learner in learners.items():
-        predictions = ff.predict(learner, images)
+    ways = [(learner, way) for learner in learners.values() for way in learner.ways]
+    for learner, way in ways:
+        predictions = ff.predict(learner, images, way.method)
         by_class = ff.class_accuracies(predictions, labels)
         by_class[np.bincount(labels, minlength=ff.N_CLASSES) == 0] = np.nan
-        accuracies[name] = by_class, np.mean(predictions == labels)
+        accuracies[way.told] = by_class, np.mean(predictions == labels)
     return accuracies
 
 
 def print_accuracies(accuracies, labels, tell):
-    tell(f"{'class':12}{'images':>8}" + "".join(f"{n + ' %':>9}" for n in accuracies))
+    widths = [max(9, len(name) + 4) for name in accuracies]
+    columns = zip(accuracies, widths, strict=True)
+    headings = "".join(f"{name + ' %':>{width}}" for name, width in columns)
+    tell(f"{'class':12}{'images':>8}{headings}")
     counts = [*np.bincount(labels, minlength=ff.N_CLASSES), len(labels)]
     columns = [[*by_class, overall] for by_class, overall in accuracies.values()]
     for name, count, *values in zip(
         [*ff.CLASSES, "all"], counts, *columns, strict=True
     ):
-        columns = "".join(f"{100 * value:9.1f}" for value in values)
-        tell(f"{name:12}{count:8}" + columns.replace("nan", "  -"))
+        cells = zip(values, widths, strict=True)
+        row = "".join(f"{100 * value:{width}.1f}" for value, width in cells)
+        tell(f"{name:12}{count:8}" + row.replace("nan", "  -"))
 
 
 def draw_model(args, parser):
-    """The arguments of one model, and its five figures by name."""
+    """The arguments of one model, and its figures by name."""
     learners, trained, arrays, data = get_model(args, parser, ff.teller(args))
     tell = ff.teller(trained)
     _, _, test_x, test_y = data
@@ -514,13 +673,18 @@ def draw_model(args, parser):
     accuracies = measure_accuracies(learners, test_x[:count], test_y[:count])
     print_accuracies(accuracies, test_y[:count], tell)
     layer_0 = learners["FF"].layers[0]
-    return trained, {
+    figures = {
         "example_images": example_images(trained, test_x, test_y),
         "example_label_encoded": example_label_encoded(trained, test_x[0], test_y[0]),
         "receptive_fields_layer0": receptive_fields(trained, layer_0),
         "per_class_accuracy": per_class_accuracy(trained, accuracies, count),
         "ff_vs_bp_curves": curves(trained, arrays),
     }
+    if trained.network == "recurrent":
+        seen = min(count, SETTLING_IMAGES)
+        settling = settle(learners["FF"], test_x[:seen], test_y[:seen])
+        figures["recurrent"] = recurrent(trained, settling, test_x[0], test_y[0])
+    return trained, figures
 
 
 def draw_runs(args, _):
@@ -558,7 +722,10 @@ def main():
     )
     help = "draw closing_the_gap.png of these saved runs instead (default: none)"
     what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
-    help = f"test images behind the accuracies by class (default: {ff.N_TEST})"
+    help = (
+        f"test images behind the accuracies by class, and up to {SETTLING_IMAGES} of "
+    )
+    help += f"them behind recurrent.png (default: {ff.N_TEST})"
     parser.add_argument(
         "--per-class-test-subset",
         type=ff.number(int, 1, ff.N_TEST),

@@ -23,18 +23,19 @@ FIGURES = [
     "per_class_accuracy.png",
     "receptive_fields_layer0.png",
 ]
+RECURRENT = {"network": "recurrent", "train_subset": 64, "eval_subset": 20}
+MIN = RECURRENT | {"objective": "min"}
 SMALL = ["--dataset", "synthetic", "--train-subset", "200", "--eval-subset", "50"]
 
 
-def arguments(n_layers=2, bp_baseline=True, n_epochs=2):
+def arguments(n_layers=2, bp_baseline=True, n_epochs=2, **changes):
+    small = {"dataset": "synthetic", "train_subset": 200, "eval_subset": 50}
     return ff.training_arguments(
-        dataset="synthetic",
-        train_subset=200,
-        eval_subset=50,
         n_epochs=n_epochs,
         n_layers=n_layers,
         bp_baseline=bp_baseline,
         snapshot_every=1,
+        **small | changes,
     )
 
 
@@ -45,13 +46,15 @@ def data():
 
 @pytest.fixture(scope="module")
 def models(data, tmp_path_factory):
-    """models(n_layers, bp_baseline): the path of a small model, made once."""
+    """models(n_layers, bp_baseline, **changes): a small model's path, made once."""
     folder, made = tmp_path_factory.mktemp("models"), {}
 
-    def model(n_layers=2, bp_baseline=True):
-        path = folder / f"{n_layers}{bp_baseline}.npz"
+    def model(n_layers=2, bp_baseline=True, **changes):
+        path = (
+            folder / f"{n_layers}{bp_baseline}{''.join(map(str, changes.values()))}.npz"
+        )
         if path not in made:
-            args = arguments(n_layers, bp_baseline)
+            args = arguments(n_layers, bp_baseline, **changes)
             ff.save_npz(path, ff.run(args, data, lambda *line: None)[1])
             made[path] = True
         return path
@@ -88,17 +91,29 @@ def script(module, *flags, **environment):
 # ------------------------------------------------------------------ figures
 
 
-@pytest.mark.parametrize("n_layers, bp", [(1, True), (2, False), (2, True), (3, True)])
-def test_every_model_gives_five_whole_figures_that_fit_a_page(
-    call, models, tmp_path, n_layers, bp
+@pytest.mark.parametrize(
+    "n_layers, bp, changes",
+    [
+        (1, True, {}),
+        (2, False, {}),
+        (2, True, {}),
+        (3, True, {}),
+        (2, True, RECURRENT),
+        (3, False, MIN),
+    ],
+)
+def test_every_model_gives_its_whole_figures_that_fit_a_page(
+    call, models, tmp_path, n_layers, bp, changes
 ):
     outdir = tmp_path / "new" / "folder"
-    model = models(n_layers, bp)
+    model = models(n_layers, bp, **changes)
     lines = call(
         viz.main, "--model", model, "--outdir", outdir, "--per-class-test-subset", 40
     )
-    assert sorted(path.name for path in outdir.iterdir()) == FIGURES
-    for name in FIGURES:
+    assert not [line for line in lines if "was made with" in line]  # no flags, no loss
+    figures = [*FIGURES, "recurrent.png"] if changes else FIGURES
+    assert sorted(path.name for path in outdir.iterdir()) == sorted(figures)
+    for name in figures:
         assert f"[synthetic] wrote {outdir / name}" in lines
         assert (outdir / name).stat().st_size < 400_000
         with Image.open(outdir / name) as image:
@@ -110,8 +125,11 @@ def test_every_model_gives_five_whole_figures_that_fit_a_page(
             assert (edge == 255).all()
 
 
-def test_every_figure_of_synthetic_data_says_so_and_no_other_does(models, data):
-    learners, args, arrays = ff.load_model(models())
+@pytest.mark.parametrize("changes", [{}, RECURRENT])
+def test_every_figure_of_synthetic_data_says_so_and_no_other_does(
+    models, data, changes
+):
+    learners, args, arrays = ff.load_model(models(**changes))
     accuracies = viz.measure_accuracies(learners, data[2][:40], data[3][:40])
     for figure in draw_all(learners, args, arrays, accuracies, data):
         assert "SYNTHETIC" in figure.get_suptitle()
@@ -121,13 +139,17 @@ def test_every_figure_of_synthetic_data_says_so_and_no_other_does(models, data):
 
 
 def draw_all(learners, args, arrays, accuracies, data):
-    return [
+    figures = [
         viz.example_images(args, data[2], data[3]),
         viz.example_label_encoded(args, data[2][0], data[3][0]),
         viz.receptive_fields(args, learners["FF"].layers[0]),
         viz.per_class_accuracy(args, accuracies, 40),
         viz.curves(args, arrays),
     ]
+    if args.network == "recurrent":
+        settling = viz.settle(learners["FF"], data[2][:20], data[3][:20])
+        figures.append(viz.recurrent(args, settling, data[2][0], data[3][0]))
+    return figures
 
 
 def test_each_example_is_an_image_of_the_class_that_it_is_named_after(data):
@@ -181,21 +203,35 @@ def test_a_smaller_stack_than_the_paper_has_can_be_drawn():
     assert len(figure.axes) == 2 * 6
 
 
+def test_fields_that_the_edge_cuts_are_said_to_have_no_weights_beyond_it(models):
+    for changes, cut in (({}, False), (RECURRENT, True)):
+        learners, args, _ = ff.load_model(models(**changes))
+        figure = viz.receptive_fields(args, learners["FF"].layers[0])
+        assert ("beyond the image, no weights" in figure.get_supxlabel()) == cut
+        assert ("Cyan" in figure.get_supxlabel()) != cut
+        corner = figure.axes[0].images[0].get_array()[:5]
+        assert (corner == 0.5).all() == cut
+
+
+@pytest.mark.parametrize("changes", [{}, RECURRENT])
 def test_accuracies_by_class_are_those_of_the_saved_weights(
-    call, models, data, tmp_path
+    call, models, data, tmp_path, changes
 ):
     lines = call(
         viz.main,
         "--model",
-        models(),
+        models(**changes),
         "--outdir",
         tmp_path,
         "--per-class-test-subset",
         90,
     )
-    learners, _, _ = ff.load_model(models())
+    learners, _, _ = ff.load_model(models(**changes))
     images, labels = data[2][:90], data[3][:90]
     columns = [ff.predict(learners[name], images) for name in ("FF", "BP")]
+    if changes:
+        one_pass = ff.predict(learners["FF"], images, "predict_one_pass")
+        columns.insert(1, one_pass)
     for k, name in enumerate(ff.CLASSES):
         (row,) = [line.split() for line in lines if f" {name} " in line]
         own = labels == k
@@ -219,6 +255,144 @@ def test_bars_are_the_accuracies_and_a_class_without_images_has_none(models, dat
         assert np.isnan(heights[~seen]).all()
         by_class = ff.class_accuracies(ff.predict(learners[name], data[2][:3]), labels)
         np.testing.assert_allclose(heights[seen], 100 * by_class[seen])
+
+
+def lines_of(axes):
+    """{label: what is drawn at each x}"""
+    return {line.get_label(): line.get_ydata() for line in axes.lines}
+
+
+def test_the_one_pass_classifier_has_bars_and_curves_of_its_own(models, data):
+    learners, args, arrays = ff.load_model(models(**RECURRENT))
+    images, labels = data[2][:200], data[3][:200]
+    accuracies = viz.measure_accuracies(learners, images, labels)
+    axes = viz.per_class_accuracy(args, accuracies, 200).axes[0]
+    names = [bars.get_label().split(",")[0] for bars in axes.containers]
+    assert names == ["FF", "FF one pass", "BP"]
+    predictions = ff.predict(learners["FF"], images, "predict_one_pass")
+    expected = 100 * ff.class_accuracies(predictions, labels)
+    heights = [bar.get_height() for bar in axes.containers[1]]
+    np.testing.assert_allclose(heights, expected)
+    lines = lines_of(viz.curves(args, arrays).axes[0])
+    for name, images in ("train", "training"), ("test", "test"):
+        expected = 100 * arrays[f"ff_one_pass_{name}_acc"]
+        np.testing.assert_array_equal(lines[f"FF one pass, {images}"], expected)
+
+
+@pytest.mark.parametrize(
+    "n_layers, bp, changes", [(2, True, RECURRENT), (3, False, MIN)]
+)
+def test_the_figure_of_a_recurrent_network_is_how_its_goodness_settles(
+    models, data, n_layers, bp, changes
+):
+    learners, args, _ = ff.load_model(models(n_layers, bp, **changes))
+    learner, (images, labels) = learners["FF"], (data[2][:70], data[3][:70])
+    settling = viz.settle(learner, images, labels)
+    figure = viz.recurrent(args, settling, images[0], labels[0])
+    *layers, accuracy, demo = figure.axes
+    low = "objective" in changes
+    best, word = (np.argmin, "lowest") if low else (np.argmax, "highest")
+
+    true, wrong, average, right = [], [], [], []  # by image
+    for image, label in zip(images, labels, strict=True):
+        g = learner.goodness_by_iteration(image[None], 10)[..., 0].astype(float)
+        others = np.delete(g, label, axis=2)
+        true.append(g[:, :, label])
+        wrong.append(others.min(axis=2) if low else others.max(axis=2))
+        average.append(g.mean(axis=2))
+        right.append([best(row.sum(axis=0)) == label for row in g])
+        if not true[1:]:
+            first = g.sum(axis=1)
+            predicted = best(first[3:6].mean(axis=0))
+    true, wrong, average = (np.mean(g, axis=0) for g in (true, wrong, average))
+    for i, axes in enumerate(layers):
+        lines = lines_of(axes)
+        for name, g in ("true label", true), (f"{word} wrong label", wrong):
+            np.testing.assert_allclose(lines[name], (g - average)[:, i], atol=1e-4)
+        ends = f"{average[0, i]:.2f} → {average[-1, i]:.2f}"
+        assert axes.title.get_text() == f"Layer {i}, average {ends}"
+    assert f"the true label the {word} goodness" in figure.get_supxlabel()
+
+    lines = lines_of(accuracy)
+    alone = lines["one iteration alone"]
+    np.testing.assert_allclose(alone, 100 * np.mean(right, axis=0))
+    window = 100 * ff.accuracy(learner, images, labels)
+    one_pass = 100 * np.mean(learner.predict_one_pass(images) == labels)
+    for name, value in (
+        (f"mean of iterations 4 to 6: {window:.1f} %", window),
+        (f"one pass, the classifier: {one_pass:.1f} %", one_pass),
+    ):
+        np.testing.assert_allclose(lines[name], value)
+
+    expected = first - first.mean(axis=1, keepdims=True)
+    *ten, blue, dashed, _ = [line.get_ydata() for line in demo.lines]
+    np.testing.assert_allclose(np.transpose(ten), expected, atol=1e-4)
+    np.testing.assert_allclose(blue, expected[:, predicted], atol=1e-4)
+    np.testing.assert_allclose(dashed, expected[:, labels[0]], atol=1e-4)
+    (picture,) = demo.child_axes
+    np.testing.assert_allclose(picture.images[0].get_array(), images[0] / 255)
+    assert "70 test images" in figure.get_suptitle()
+    for axes in figure.axes:
+        (band,) = axes.patches
+        assert (band.get_x(), band.get_width()) == (3.5, 3)
+
+
+@pytest.mark.parametrize(
+    "predicted, texts",
+    [
+        (3, {"cat ◀ predicted", "horse ◀ true label"}),
+        (7, {"horse ◀ predicted, right"}),
+    ],
+)
+@pytest.mark.parametrize("scale", [-1, 0, 1])
+def test_no_text_of_the_recurrent_figure_covers_another_or_a_line(
+    data, predicted, texts, scale
+):
+    rng = np.random.default_rng(0)
+    demo, true, wrong = (12 + scale * rng.uniform(0, 1, (10, n)) for n in (10, 3, 3))
+    demo[-1] = 12  # all ends in one point
+    settling = viz.Settling(
+        true=true,
+        wrong=wrong,
+        average=np.full((10, 3), 12.0),
+        accuracy=abs(scale) * rng.uniform(0, 1, 10),
+        window=0.5,
+        one_pass=1.0,
+        demo=demo,
+        predicted=predicted,
+        n_images=1000,
+    )
+    with matplotlib.style.context(["default", viz.STYLE]):
+        figure = viz.recurrent(arguments(3, **RECURRENT), settling, data[2][0], 7)
+        figure.draw_without_rendering()
+        parts = [figure._suptitle, figure._supxlabel]
+        for axes in figure.axes:
+            names = [axes._left_title, axes.xaxis.label, axes.yaxis.label]
+            parts += [text for text in names if text.get_text()]
+            parts += [*axes.get_xticklabels(), *axes.child_axes]
+            parts += filter(None, [axes.get_legend()])
+        boxes = [part.get_window_extent() for part in parts]
+        ends = figure.axes[-1].texts
+        for text in ends:  # without its line to the curve
+            boxes.append(matplotlib.text.Text.get_window_extent(text))
+        x = np.linspace(1, 10, 91)
+        points = [
+            point
+            for axes in figure.axes
+            for y in (line.get_ydata() for line in axes.lines)
+            if len(y) == 10
+            for point in axes.transData.transform(
+                np.transpose([x, np.interp(x, np.arange(1, 11), y)])
+            )
+        ]
+    assert len(points) == 91 * (2 * 3 + 1 + 12)
+    assert max(figure.axes[-2].get_yticks()) <= 100
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert not any(box.contains(*point) for point in points)
+    marked = {text.get_text() for text in ends if "◀" in text.get_text()}
+    assert marked == texts
 
 
 def test_curves_show_the_history_that_the_model_holds(models):
