@@ -65,7 +65,7 @@ class Snapshot(NamedTuple):
     g_wrong: np.ndarray  # (L,) and with the nine others
     train_accuracy: float  # fraction
     test_accuracy: float
-    demo: np.ndarray  # (N_CLASSES,) the demo image's score with each label
+    demo: np.ndarray  # (N_CLASSES,) the demo image's goodness with each label
     scored: np.ndarray  # the layers whose goodness a score sums
 
 
@@ -89,7 +89,8 @@ def make_snapshots(args, data, tell):
 
     def snapshot(epoch, train_accuracy, test_accuracy):
         g = mean_goodness(learner, test_x[:n], test_y[:n])
-        demo = learner.label_scores(test_x[:1])[:, 0]  # what predict() compares
+        # What predict() compares, but for the sign of --objective min.
+        demo = learner.sign * learner.label_scores(test_x[:1])[:, 0]
         scored = np.arange(len(g[0]))[learner.scored]
         snapshots.append(
             Snapshot(epoch, *g, train_accuracy, test_accuracy, demo, scored)
@@ -179,17 +180,17 @@ def draw_frame(args, snapshots, last, image, label):
 
 
 def bar_lengths(args, demo):
-    """What stands for the demo image's scores (..., N_CLASSES).
+    """What stands for the demo image's goodness (..., N_CLASSES).
 
-    The scores; but where no fixed theta holds them, and they only count in comparison
-    with one another, what they are above their mean.
+    The goodness; but where no fixed theta holds it, and it only counts in comparison
+    with that of other labels, what it is above their mean.
     """
     fixed = viz.is_number(args.threshold)
     return demo if fixed else demo - demo.mean(axis=-1, keepdims=True)
 
 
 def draw_labels(axes, args, scored, demo, label):
-    """Bars of the demo image's score (N_CLASSES,) with each label.
+    """Bars of the demo image's goodness (N_CLASSES,) with each label.
 
     scored: the layers whose goodness it sums
     """
@@ -197,7 +198,7 @@ def draw_labels(axes, args, scored, demo, label):
     colours = np.full(ff.N_CLASSES, "#a0a0a0", object)
     # Label weights start at zero: what tells the labels apart then is rounding alone.
     if np.ptp(demo) > 1e-5 * demo.max():
-        predicted = int(demo.argmax())
+        predicted = int(demo.argmin() if args.objective == "min" else demo.argmax())
         colours[predicted] = viz.LEARNER_LOOKS["FF"]["color"]
         names[predicted] = "predicted, right" if predicted == label else "predicted"
     bars = axes.barh(range(ff.N_CLASSES), lengths, color=colours)
