@@ -78,7 +78,8 @@ CHANNELS = 8  # units at each position, unless --channels says otherwise
 # Hinton's recurrent network (sections 3.4 and 4): maps as large as the image
 RECURRENT_FIELD, RECURRENT_CHANNELS = 11, 3
 KEPT = 0.3  # of a unit's last activity, in each iteration
-ITERATIONS = 8  # of a training step, each of which learns
+ITERATIONS = 5  # of a training step, each of which learns
+LABEL_GAIN = 3  # the label's initial weights, in units of He-normal ones
 WINDOW = 4, 5, 6  # the iterations whose goodness predicts
 CLASSIFIER_LR = 3e-4  # Adam's learning rate of the one-pass classifier
 
@@ -680,7 +681,8 @@ def make_recurrent_layers(rng, args, top_down):
     layers = [Layer(part, top_down and part is parts[-1]) for part in parts]
     if top_down:  # the label's weights are those of a layer of ten units
         V = layers[-1].V.value
-        V[:] = rng.standard_normal(V.shape, np.float32) * np.float32(math.sqrt(2 / 10))
+        V[:] = rng.standard_normal(V.shape, np.float32)
+        V *= np.float32(LABEL_GAIN * math.sqrt(2 / N_CLASSES))
     return layers
 
 
