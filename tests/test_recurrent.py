@@ -76,6 +76,9 @@ def test_maps_are_as_large_as_the_image_and_parameters_count_what_fields_see():
                 inside, cut = weights[name][5:27, 5:27], seen[5:, 5:]
                 np.testing.assert_allclose(inside.std(), np.sqrt(2 / 363), rtol=0.01)
                 np.testing.assert_allclose(cut.std(), np.sqrt(2 / 108), rtol=0.15)
+        label_weights = learner.layers[-1].get_weights()["V"]
+        wanted = ff.LABEL_GAIN * np.sqrt(2 / 10)
+        np.testing.assert_allclose(label_weights.std(), wanted, rtol=0.02)
 
 
 @pytest.mark.parametrize("n_layers", [2, 3])
