@@ -5,6 +5,7 @@
 """Times plain numpy (tests/plain.py) against the training module, in one run.
 
     uv run tests/benchmark.py
+    uv run --with jax tests/benchmark.py
 
 Both work on the same images (CIFAR-10 where it is at hand, else synthetic ones) in one
 process; times are medians. "plain" is what one writes first: im2col, one matmul with
@@ -12,13 +13,21 @@ the positions as its batch axis, separate positive and negative passes, a second
 pass for the next layer's input, Adam with temporaries, ten forward passes to predict.
 Its matrix products are too small for a BLAS library to share out to threads, so that
 one BLAS thread is no handicap.
+
+Where JAX is installed, a further column has the same steps and predictions in jitted
+JAX (tests/jax_peer.py) on as many threads, in the fastest of three forms, and without
+compilation. It is first held to what the module computes, see hold_to_ours().
 """
 
+import copy
+import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +40,11 @@ import numpy as np
 import plain
 
 B, EPOCH, EPOCHS, EVALUATED = 64, 10_000, 10, 1000  # the headline's numbers
+
+# The rows that JAX has too.
+STEPS = "FF training step, batch of 64", "BP training step, batch of 64"
+PREDICTIONS = "FF prediction per image", "BP prediction per image"
+BEST_STEPS = "FF step, all ten labels (2)", "BP step on the same stack"
 
 
 def seconds(work, times):
@@ -127,11 +141,82 @@ def other_settings(pool, pool_labels, rng):
     weights = recurrent.layers[0].connections[0].n_weights  # as many in each connection
     each_pass = 2 * 2 * ff.ITERATIONS * 2 * weights  # T and W, 2 passes, both products
     return (
-        ("FF step, all ten labels (2)", ff_plain, ff_ours),
-        ("BP step on the same stack", bp_plain, bp_ours),
+        (BEST_STEPS[0], ff_plain, ff_ours),
+        (BEST_STEPS[1], bp_plain, bp_ours),
         ("recurrent FF step (3)", r_plain, r_ours),
         2 * B * (each_pass + 3 * weights) / 1e9,
     )
+
+
+def hold_to_ours(peer, ours, batches, what):
+    """End the program where JAX does not compute what the module does, on `batches`.
+
+    Both take a step on each, and score the last. The losses, the scores (less their
+    mean, which decides nothing) and the ways that the weights went may differ by 1 %,
+    sum of absolute values by sum: where a gradient is only rounding errors, Adam's
+    first steps are as long as elsewhere.
+    """
+
+    def vector(learner):
+        return np.concatenate([np.ravel(array) for array in learner.weights().values()])
+
+    start = vector(ours)
+    losses = []
+    for images, labels in batches:
+        rng = copy.deepcopy(ours.generators["negatives"])
+        wrong = ff.wrong_labels(labels, rng)  # as ours will draw them
+        loss, *_ = ours.train_step(images, labels).values()
+        losses.append([peer.train_step(images, np.stack([labels, wrong])), loss.sum()])
+    is_bp = isinstance(ours, ff.Backprop)
+    scores = ours.forward(images)[1] if is_bp else ours.label_scores(images)
+    scores = np.stack([peer.scores(images), scores])
+    for quantity, (found, wanted) in (
+        ("losses", np.transpose(losses)),
+        ("scores", scores - scores.mean(axis=1, keepdims=True)),
+        ("weights", (vector(peer) - start, vector(ours) - start)),
+    ):
+        error = np.abs(found - wanted).sum() / np.abs(wanted).sum()
+        if not error <= 0.01:
+            sys.exit(f"benchmark.py: {what}: JAX's {quantity} are {error:.1%} off ours")
+
+
+def jax_times(pool, pool_labels, rng):
+    """Seconds of each form of jitted JAX, held to ours: {name of row: {form: seconds}}."""
+    import jax_peer
+
+    def batch():
+        chosen = rng.choice(EPOCH, B, replace=False)
+        return pool[chosen], pool_labels[chosen]
+
+    def step(peer):
+        images, labels = batch()
+        peer.train_step(images, np.stack([labels, (labels + 1) % 10]))
+
+    images, _ = batch()
+    rows = []
+    for recipe, steps, predictions in (
+        ("headline", STEPS, PREDICTIONS),
+        ("best", BEST_STEPS, ()),
+    ):
+        args = ff.training_arguments(recipe, bp_baseline=True)
+        for product in jax_peer.PRODUCTS:
+            form = product.__name__
+            learners = ff.make_learners(args)
+            # At zero, other weights have no gradient but what rounding leaves.
+            if V := learners[0].layers[0].V:
+                V.value[:] = rng.standard_normal(V.value.shape)
+            peers = jax_peer.make_learners(learners, args, product)
+            for name, ours, peer in zip(steps, learners, peers, strict=True):
+                hold_to_ours(peer, ours, [batch(), batch()], f"{name}, {form}")
+                rows.append((name, form, partial(step, peer), 1))
+            for name, peer in zip(predictions, peers):
+                rows.append((name, form, partial(peer.scores, images), B))
+    # The slow ones once in each turn.
+    works = [(work, 5 if form == "gathered_by_row" else 1) for _, form, work, _ in rows]
+    times = {}
+    for (name, form, _, count), t in zip(rows, in_turn(works, rounds=3), strict=True):
+        times.setdefault(name, {})[form] = t / count
+    return times
 
 
 def plain_layers(learner):
@@ -229,19 +314,30 @@ def main():
 
     *others, recurrent_work = other_settings(pool, pool_labels, rng)
 
-    print(f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}")
+    in_jax = {}
+    if importlib.util.find_spec("jax"):  # last, as it starts threads of its own
+        in_jax = jax_times(pool, pool_labels, rng)
+
+    def jax_cell(name):
+        return f"{1e3 * min(in_jax[name].values()):10.3f}" if name in in_jax else ""
+
+    heading = f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}"
+    print(heading + (f"{'JAX (7)':>10}" if in_jax else ""))
     for name, unit, factor, a, b in (
-        ("FF training step, batch of 64", "ms", 1e3, ff_plain, ff_ours),
-        ("BP training step, batch of 64", "ms", 1e3, bp_plain, bp_ours),
-        ("FF prediction per image", "ms", 1e3, ff_predict_plain, ff_predict),
-        ("BP prediction per image", "ms", 1e3, bp_predict_plain, bp_predict),
+        (STEPS[0], "ms", 1e3, ff_plain, ff_ours),
+        (STEPS[1], "ms", 1e3, bp_plain, bp_ours),
+        (PREDICTIONS[0], "ms", 1e3, ff_predict_plain, ff_predict),
+        (PREDICTIONS[1], "ms", 1e3, bp_predict_plain, bp_predict),
         ("epoch of 10,000 images, FF and BP", "s", 1, epoch_plain, epoch_ours),
         (f"headline command (1) on {dataset}", "s", 1, whole_plain, whole),
     ):
         a, b = a * factor, b * factor
-        print(f"{name + ', ' + unit:40}{a:10.3f}{b:10.3f}{a / b:7.1f}x")
+        print(
+            f"{name + ', ' + unit:40}{a:10.3f}{b:10.3f}{a / b:7.1f}x" + jax_cell(name)
+        )
     for name, a, b in others:
-        print(f"{name + ', ms':40}{1e3 * a:10.3f}{1e3 * b:10.3f}{a / b:7.1f}x")
+        a, b = 1e3 * a, 1e3 * b
+        print(f"{name + ', ms':40}{a:10.3f}{b:10.3f}{a / b:7.1f}x" + jax_cell(name))
     print(
         f"{'FF step / BP step':40}{ff_plain / bp_plain:10.2f}{ff_ours / bp_ours:10.2f}"
     )
@@ -271,6 +367,12 @@ def main():
 (5) {once:.3f} GFLOP: what the passes share counted once; the last column is of the matmul
 (6) {recurrent_work:.3f} GFLOP: no zeros, the image's product once a batch"""
     )
+    if in_jax:
+        version = importlib.metadata.version("jax")
+        print(f"(7) JAX {version}, jitted, {ff.THREADS} threads; the best form, in ms:")
+        for form in in_jax[STEPS[0]]:
+            times = [f"{1e3 * forms[form]:10.3f}" for forms in in_jax.values()]
+            print(f"    {form:18}" + "".join(times))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""The learners in jitted JAX: a column of tests/benchmark.py, where JAX is installed.
+
+As JAX's users write them: jax.grad of a batch's loss and Adam on whole arrays, in one
+jitted step that takes over the buffers of its state; all passes are one batch. Maps
+are (H, W, C, B): on a CPU, XLA gathers and multiplies faster with the images last.
+"""
+
+import os
+from functools import partial
+
+import ff_cifar_locally_connected as ff
+
+os.environ["PJRT_NPROC"] = str(ff.THREADS)  # XLA's threads, read when it starts
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+jax.config.update("jax_platforms", "cpu")
+
+# The product of W (side, side, K, N) and maps x, (side, side, N, B), in three forms.
+
+
+def fields(x, side):
+    """The rows (or columns) of x that each position sees: (side, field)."""
+    return jnp.arange(side)[:, None] + jnp.arange(len(x) - side + 1)
+
+
+def row_of_products(x, row):
+    """For one row of positions: the rows of x that it sees (field,), W (side, K, N)."""
+    rows, W = row
+    at = rows[:, None], fields(x, len(W))[:, None]  # (side, field, field)
+    return jnp.einsum("jkb,jkn->jnb", x[at].reshape(*W.shape[:2], -1), W)
+
+
+def gathered(W, x):
+    """All patches, and a batched product."""
+    return jax.vmap(partial(row_of_products, x))((fields(x, len(W)), W))
+
+
+def gathered_by_row(W, x):
+    """The same row by row, and again for the gradient: the patches stay in the cache."""
+    work = jax.checkpoint(partial(row_of_products, x))
+    return lax.map(work, (fields(x, len(W)), W))
+
+
+def local_convolution(W, x):
+    """JAX's own, which has K in the order channel, row, column."""
+    field, order = len(x) - len(W) + 1, ("HWCN", "HWIO", "HWCN")
+    by_channel = W.reshape(*W.shape[:2], field**2, -1, W.shape[3]).swapaxes(2, 3)
+    filters, window = by_channel.reshape(W.shape), ((1, 1), "VALID", (field, field))
+    return lax.conv_general_dilated_local(x, filters, *window, dimension_numbers=order)
+
+
+PRODUCTS = gathered, gathered_by_row, local_convolution
+
+
+class Learner:
+    """Adam on the gradient of loss(weights, images, labels).
+
+    weights: a list of arrays for each layer, and for the readout
+    images: uint8 (B, H, W, 3); labels (2, B): the true ones, and wrong ones for FF
+    scores(weights, images): goodness or logits (10, B)
+    """
+
+    def __init__(self, weights, learning_rate, loss, scores):
+        zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in "mv"]
+        self.state = jax.tree.map(jnp.array, weights), *zeros, jnp.float32(0)
+        self.jitted_scores = jax.jit(scores)
+
+        @partial(jax.jit, donate_argnums=0)
+        def step(state, images, labels):
+            weights, m, v, t = state
+            value, gradients = jax.value_and_grad(loss)(weights, images, labels)
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
+            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, v, gradients)
+            t += 1
+
+            def moved(w, m, v):
+                m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+                return w - learning_rate * m_hat / (jnp.sqrt(v_hat) + 1e-8)
+
+            return (jax.tree.map(moved, weights, m, v), m, v, t), value
+
+        self.step = step
+
+    def weights(self):
+        """In the order of the module's weights()."""
+        return dict(enumerate(jax.tree.leaves(self.state[0])))
+
+    def train_step(self, images, labels):
+        self.state, loss = jax.block_until_ready(self.step(self.state, images, labels))
+        return loss
+
+    def scores(self, images):
+        return jax.block_until_ready(self.jitted_scores(self.state[0], images))
+
+
+def normalised_maps(images):
+    return jnp.moveaxis(images / jnp.float32(255) - ff.CIFAR_MEAN, 0, -1)
+
+
+def goodness(h):
+    return (h**2).mean(axis=(0, 1, 2))
+
+
+def cross_entropy(scores, temperature, weights, images, labels):
+    log_p = jax.nn.log_softmax(scores(weights, images) / temperature, axis=0)
+    return -log_p[labels[0], jnp.arange(len(images))].mean()
+
+
+def forward_forward(weights, learning_rate, product, threshold):
+    """Layers with the label in the image's corner, a true and a wrong one."""
+
+    def forward(weights, images, labels):
+        """The goodness of each layer in each pass: (L, P, B)."""
+        x, g = jnp.tile(normalised_maps(images), len(labels)), []
+        block = 2 * jax.nn.one_hot(labels.ravel(), ff.N_CLASSES, axis=0) - 1
+        x = x.at[: ff.LABEL_ROWS, : ff.LABEL_LEN].set(block[:, None])
+        for W, b in weights:
+            h = jax.nn.relu(product(W, x) + b[..., None])
+            g.append(goodness(h))
+            x = lax.stop_gradient(h / jnp.sqrt(g[-1]))
+        return jnp.stack(g).reshape(-1, *labels.shape)
+
+    def loss(weights, images, labels):
+        """The sum of the layers' losses: each has a gradient in its own layer only."""
+        margin = (forward(weights, images, labels) - threshold) * jnp.array([[1], [-1]])
+        return jax.nn.softplus(-margin).mean(axis=(1, 2)).sum()
+
+    def scores(weights, images):
+        labels = jnp.repeat(ff.ALL_LABELS, len(images), axis=1)
+        return forward(weights, images, labels)[1:].sum(axis=0)
+
+    return Learner(weights, learning_rate, loss, scores)
+
+
+def all_labels(weights, learning_rate, product, temperature):
+    """One layer with label weights, which learns from all ten labels."""
+
+    def scores(weights, images):
+        ((W, b, V),) = weights
+        u = product(W, normalised_maps(images)) + b[..., None]  # the same for all
+        return jnp.stack([goodness(jax.nn.relu(u + v[..., None])) for v in V])
+
+    loss = partial(cross_entropy, scores, temperature)
+    return Learner(weights, learning_rate, loss, scores)
+
+
+def backprop(weights, learning_rate, product):
+    """The stack, end to end, under a linear readout."""
+
+    def scores(weights, images):
+        *layers, (W_out, b_out) = weights
+        x = normalised_maps(images)
+        for W, b in layers:
+            x = jax.nn.relu(product(W, x) + b[..., None])
+        return W_out.T @ x.reshape(-1, len(images)) + b_out[:, None]
+
+    return Learner(weights, learning_rate, partial(cross_entropy, scores, 1), scores)
+
+
+def make_learners(learners, args, product):
+    """The same as ff.make_learners(args) has made, from their weights: FF and BP."""
+    stack, bp_stack = (
+        [list(layer.get_weights().values()) for layer in learner.layers]
+        for learner in learners
+    )
+    bp_stack.append([learners[1].W_out.value, learners[1].b_out.value])
+    if args.negatives == "all":
+        forward = all_labels(stack, args.lr, product, args.temperature)
+    else:
+        forward = forward_forward(stack, args.lr, product, args.threshold)
+    return forward, backprop(bp_stack, args.bp_lr or args.lr, product)
