@@ -235,20 +235,29 @@ def choose_dataset():
 
 
 def headline(dataset):
-    """Seconds and peak memory in MB of the headline command, in a process of its own."""
+    """The headline command in a process of its own.
+
+    Returns its seconds, those to the first epoch's row, and its peak memory in MB.
+    """
     script = HERE.parent / "ff_cifar_locally_connected.py"
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--bp-baseline", "--full-test", "--dataset", dataset]
         save = ["--save", str(Path(folder) / "model.npz")]
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, str(script), *flags, *save], stdout=subprocess.DEVNULL
+            [sys.executable, str(script), *flags, *save],
+            stdout=subprocess.PIPE,
+            text=True,
         )
+        rows = [
+            time.perf_counter() for line in process.stdout if line.startswith("FF ")
+        ]
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             sys.exit("benchmark.py: the headline command failed")
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, KiB here
-        return time.perf_counter() - start, usage.ru_maxrss / unit
+        whole, first = time.perf_counter() - start, rows[0] - start
+        return whole, first, usage.ru_maxrss / unit
 
 
 def main():
@@ -257,7 +266,10 @@ def main():
     rng = np.random.default_rng(0)
     dataset = choose_dataset()
     # First, as a process's peak begins with that of the one it is started from.
-    whole, peak = headline(dataset)
+    whole, first_row, peak = headline(dataset)
+    import_numpy = seconds(
+        lambda: subprocess.run([sys.executable, "-c", "import numpy"], check=True), 5
+    )
     args = ff.training_arguments(dataset=dataset, cache_dir=None, bp_baseline=True)
     pool, pool_labels = (array[:EPOCH] for array in ff.load_data(args)[:2])
     pool_negatives = (pool_labels + 1) % 10
@@ -345,6 +357,8 @@ def main():
     a, b = np.divide(all_labels, same_stack)
     print(f"{'all ten labels / BP, same stack':40}{a:10.2f}{b:10.2f}")
     print(f"{'headline command, peak memory, MB':40}{'':10}{peak:10.0f}")
+    print(f"{'  to the row of its first epoch, s':40}{'':10}{first_row:10.2f}")
+    print(f"{'  of that, python that imports numpy, s':40}{'':10}{import_numpy:10.2f}")
 
     everything, corner = multiplications(ours.layers)
     # Two operations, forward and weight gradient, positive and negative pass.
