@@ -114,7 +114,7 @@ def ff_loss(g, threshold, temperature=1.0):
     the mean over the images of -log softmax(g / temperature) of the first.
     """
     if threshold is None:
-        p = np.exp([g_pass / temperature for g_pass in g])
+        p = np.exp((np.array(g) - np.max(g, axis=0)) / temperature)
         return -np.log(p[0] / p.sum(axis=0)).mean()
     g_positive, g_negative = g
     if threshold == "halfway":
@@ -131,7 +131,7 @@ def ff_loss_slopes(g, threshold, temperature=1.0):
     all labels it is log(sum_p exp(g_p / T)) - g_0 / T.
     """
     if threshold is None:
-        p = np.exp([g_pass / temperature for g_pass in g])
+        p = np.exp((np.array(g) - np.max(g, axis=0)) / temperature)
         p /= p.sum(axis=0)
         p[0] -= 1
         return list(p / temperature / p.shape[1])
