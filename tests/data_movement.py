@@ -198,7 +198,7 @@ def cost_blocks(arguments, operations, results, sizes, word=1, evict=True):
 # - What is written is a new value: the one that was there is gone.
 # - A word is a number of an array, whatever its type.
 #
-# Left out are scalars, index arrays, and np.float32(array), which numpy does not show.
+# Left out are scalars and index arrays.
 
 
 class Place:
@@ -306,8 +306,14 @@ class Recorded(np.ndarray):
 
     def __array_function__(self, function, types, args, options):
         result = function(*unseen(args), **unseen(options))
-        if function is np.stack:  # one array after the other
-            for array, part in zip(args[0], result, strict=True):
+        if options.get("out") is not None:  # written in place, so never a view
+            self.recorder.note(args, result)
+            return options["out"]
+        if function in (np.stack, np.concatenate) and not options:
+            # One array after the other.
+            lengths = [1 if function is np.stack else len(array) for array in args[0]]
+            parts = np.split(result, np.cumsum(lengths)[:-1])
+            for array, part in zip(args[0], parts, strict=True):
                 self.recorder.note(array, part)
             return seen(result)
         return self.recorder.copied(args, result)
@@ -356,7 +362,12 @@ for _name in "reshape", "astype", "copy", "ravel", "flatten", "repeat", "argmax"
 
 
 class RecordedNumpy:
-    """numpy for the recorded modules: what it makes of nothing is recorded too."""
+    """numpy for the recorded modules: what it makes of nothing is recorded too, and the
+    arrays that it converts without telling."""
+
+    class float32(np.float32):
+        def __new__(cls, value):
+            return Recorded.recorder.copied(value, np.float32(unseen(value)))
 
     def __getattr__(self, name):
         return getattr(np, name)
@@ -384,11 +395,13 @@ class RecordedNumpy:
 # What a function writes, if it is not a parameter or a moment: the innermost that is
 # known decides, by its name or that of its class too.
 WRITES = {
-    "images": "normalise images_last with_labels encode_labels inputs",
+    "images": "normalise normalised_maps with_labels encode_labels inputs begin",
     "gathered inputs": "gather im2col",
-    "activities": "multiply product activity put maps normalised forward",
-    "others": "goodness see loss cross_entropy ff_loss ff_loss_slopes"
-    " label_goodness label_scores predict ForwardForward.forward",
+    "activities": "multiply product activity put see maps normalised normalise_state"
+    " classify forward",
+    "others": "goodness sum_of_squares inverse_rms loss cross_entropy ff_loss"
+    " ff_loss_slopes label_goodness label_scores predict predict_one_pass iterate"
+    " ForwardForward.forward sample_wrong_labels wrong_labels",
     "gradients": "goodness_gradient weight_gradient transposed bias_gradient du"
     " input_gradient gradients train_step Layer.update Adam.update",
     "Adam's moments": "step",
@@ -658,15 +671,17 @@ def recording(rows_at_once=ff.ROWS_AT_ONCE):
 
 STEPS = 3  # the first starts up, the second is priced, the third needs what stays
 BATCHES = 1, 8, 64, 256
-SETTINGS = "headline", "one row", "best", "textbook"
+SETTINGS = "headline", "one row", "best", "textbook", "recurrent"
 WORDS = 4, 1  # bytes
 
 
 def make_learner(name, settings):
-    """FF or BP: of plain.py, if "textbook"; else of the training module, with the recipe
-    "best" or "headline", which is also that of "one row"."""
-    args = ff.training_arguments(recipe="best" if settings == "best" else "headline")
-    ours = {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
+    """FF or BP: of plain.py, if "textbook"; else of the training module, the recurrent
+    network, or with the recipe "best" or "headline", also that of "one row"."""
+    recipe = "best" if settings == "best" else "headline"
+    network = "recurrent" if settings == "recurrent" else "feedforward"
+    args = ff.training_arguments(recipe, network, bp_baseline=True)
+    ours = ff.make_learners(args)[name == "BP"]
     if settings != "textbook":
         return ours
     layers = [
@@ -680,9 +695,9 @@ def make_learner(name, settings):
 
 
 def work_on(learner, images, labels, wrong, work="train_step"):
-    """A step, or a prediction, of a learner of either module."""
-    if work == "predict":
-        learner.predict(images)
+    """A step, or the method `work` that predicts, of a learner of either module."""
+    if work != "train_step":
+        getattr(learner, work)(images)
     elif isinstance(learner, plain.ForwardForward):
         learner.train_step(images, labels, [wrong])
     else:
@@ -717,7 +732,21 @@ def record(name, settings, batch, work="train_step"):
             images = images.view(Recorded)
             recorder.begin_step(images)
             work_on(learner, images, labels, wrong, work)
+        if settings == "recurrent":
+            name_padded_maps(recorder, learner.layers)
         return recorder.programs()
+
+
+def name_padded_maps(recorder, layers):
+    """Name what the recurrent network and its BP read, with the zeros around it."""
+    for i, layer in enumerate(layers):
+        padded = "activities" if i else "images"  # by a connection
+        for (name, _), array in layer.connections[0].buffers.items():
+            if name == "x":
+                recorder.name(padded, array)
+        for (name, _), array in layer.buffers.items():
+            if name == "n":
+                recorder.name("activities", array)
 
 
 def layer_by_layer(program):
@@ -796,6 +825,8 @@ def rows():
         for name in "FF", "BP":
             programs = record(name, settings, 1, "predict")
             yield make_row(name, settings, "predict", 1, programs)
+    programs = record("FF", "recurrent", 1, "predict_one_pass")
+    yield make_row("FF", "recurrent", "predict", 1, programs, "one pass")
 
 
 def total(row, word=4, evict=True, optimiser=True):
@@ -814,20 +845,23 @@ def ratios(row, rival, optimiser):
 
 HEADING = f"""
 price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each byte)
-{"":19}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
+{"":21}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
 {"gradient":>9}{"rest":>7}{"no Adam":>9}{"1 byte":>8}{"all stay":>9}\
 {"FF/BP":>13}{"no Adam":>13}"""
 
 LEGEND = """
 total: of 4-byte words, dead values leave; its parts, by what is read: weights with biases,
-    Adam's moments (in plain.py with its temporaries), activities with W x, gathered inputs
-    (strips, im2col), gradients (with Adam's temporaries, which overwrite them)
+    Adam's moments (in plain.py with its temporaries), activities with W x and the recurrent
+    network's states, gathered inputs (strips, im2col), gradients (with Adam's temporaries,
+    which overwrite them)
 no Adam, 1 byte, all stay: the total without the optimiser; of 1-byte words; without
     eviction: no value ever leaves the stack, which is deeper at every step
 FF/BP: lowest and highest over both sizes of words, with and without eviction
 one row: headline with pieces of one row of tiles, where the training module has two
 by layer: FF with each layer updated before the next is touched, the same operations
-textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample"""
+textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample
+recurrent: the recurrent network of two layers, with its one-pass classifier, and BP on the
+    same bottom-up stack; one pass: what the classifier predicts, else the goodness"""
 
 
 def table_line(row, rival):
@@ -838,7 +872,7 @@ def table_line(row, rival):
     widths = 9, 9, 9, 8, 8, 9, 7, 9, 8, 9
     numbers = [total(row), *kinds.values(), rest, total(row, optimiser=False)]
     numbers += [total(row, word=1), total(row, evict=False)]
-    line = f"{name:21}{row['batch']:4}" + "".join(
+    line = f"{name:23}{row['batch']:4}" + "".join(
         f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
     )
     if rival:
