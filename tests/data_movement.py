@@ -12,7 +12,8 @@ the length of the wire to it, were the memory laid out in the plane around the
 processor. Writes and arithmetic are free. There is no cache size to choose: what was
 used a short while ago is cheap, and what waited for long is dear.
 
-The table, in about three minutes, has the second step of each learner as its code runs,
+With --steps, it is the price of as many steps as FF and BP need to be equally good. Else,
+the table, in about three minutes, has the second step of each learner as its code runs,
 and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 and 256:
 
     FF headline                            296.551    5.910    3.034
@@ -836,11 +837,11 @@ def total(row, word=4, evict=True, optimiser=True):
     return found["total"]
 
 
-def ratios(row, rival, optimiser):
-    """Row / rival, the lowest and the highest over words and eviction."""
+def ratios(row, rival, optimiser=True, times=1.0):
+    """Row / rival, the lowest and the highest over words and eviction, times a number."""
     variants = [(word, evict, optimiser) for word in WORDS for evict in (True, False)]
     found = [total(row, *variant) / total(rival, *variant) for variant in variants]
-    return f"{min(found):.3f}-{max(found):.3f}"
+    return f"{times * min(found):.3f}-{times * max(found):.3f}"
 
 
 HEADING = f"""
@@ -876,7 +877,7 @@ def table_line(row, rival):
         f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
     )
     if rival:
-        line += f"{ratios(row, rival, True):>13}{ratios(row, rival, False):>13}"
+        line += f"{ratios(row, rival):>13}{ratios(row, rival, False):>13}"
     return line
 
 
@@ -896,6 +897,73 @@ def print_table(rows):
 def case(row):
     """What FF and BP have in common where they are compared."""
     return row["settings"], row["work"], row["batch"]
+
+
+# ------------------------------------------------- steps to a common accuracy
+
+TRAINED = 45_000  # of the 50,000 training images; the others are held out
+HELD_OUT = 2000  # of these, the first, are predicted
+EVERY = 20  # steps
+WANTED = 0.5  # of them, predicted right
+SEEDS = 3
+BATCH = 64
+
+
+def steps_until(wanted, learner, args, images, labels, *held_out):
+    """Steps of training until it predicts a fraction `wanted` of held-out images right.
+
+    Raises RunError if it never does.
+    """
+    step, where = 0, f"{learner.name}, seed {args.seed}"
+    for _ in range(args.n_epochs):
+        order = learner.generators["order"].permutation(len(images))
+        for i in range(0, len(images), args.batch_size):
+            batch = order[i : i + args.batch_size]
+            x = images[batch]
+            if args.augment:
+                x = ff.augment(x, learner.generators["augmentation"])
+            learner.train_step(x, labels[batch])
+            step += 1
+            if step % EVERY == 0:
+                found = ff.accuracy(learner, *held_out)
+                ff.show_progress(f"{where}, step {step}: {100 * found:.1f} %")
+                if found >= wanted:
+                    return step
+    raise ff.RunError(f"{where}: not {100 * wanted:g} % right in {step} steps")
+
+
+def compare_steps(args):
+    """Print what FF and BP pay, with the recipe "best", to come to a common accuracy."""
+    images, labels, *_ = ff.load_data(args)
+    held_out = slice(TRAINED, TRAINED + HELD_OUT)
+    data = images[:TRAINED], labels[:TRAINED], images[held_out], labels[held_out]
+    steps = {"FF": [], "BP": []}
+    for seed in range(SEEDS):
+        args.seed = seed
+        for learner in ff.make_learners(args):
+            steps[learner.name].append(steps_until(WANTED, learner, args, *data))
+    ff.show_progress("")
+    prices = {}
+    for name in steps:
+        programs = record(name, "best", BATCH)
+        prices[name] = make_row(name, "best", "train_step", BATCH, programs)
+    tell = ff.teller(args)
+    tell(
+        f"--recipe best: steps of {BATCH} images until {100 * WANTED:g} % of "
+        f"{HELD_OUT:,} held-out images are predicted right, tested every {EVERY} steps;"
+    )
+    tell(f"mean ± sd of {SEEDS} seeds; and times the price of a step, in units of 10^9")
+    tell(f"{'':5}{'steps':>14}{'price':>12}{'steps x price':>17}")
+    means = {name: np.mean(counts) for name, counts in steps.items()}
+    for name, counts in steps.items():
+        price = BATCH * total(prices[name]) / 1e9
+        spread = f"{means[name]:.0f} ± {np.std(counts, ddof=1):.0f}"
+        tell(f"{name:5}{spread:>14}{price:12.1f}{means[name] * price:17,.0f}")
+    fewer, pair = means["FF"] / means["BP"], (prices["FF"], prices["BP"])
+    both = f"{ratios(*pair):>12}{ratios(*pair, times=fewer):>17}"
+    tell(f"FF/BP{fewer:14.3f}{both}")
+    tell("seed by seed: " + ", ".join(f"{n} {counts}" for n, counts in steps.items()))
+    ff.tell_data(args, tell)
 
 
 # ------------------------------------------------------------------ the machine
@@ -947,9 +1015,21 @@ def main():
         "Price the data movement of Forward-Forward and backprop (ByteDMD).",
         "data_movement.py --out data_movement.json",
     )
+    what = parser.add_mutually_exclusive_group()
     help = "write the table's numbers to this JSON file"
-    parser.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
+    what.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
+    help = "instead of the table: train FF and BP, with the recipe best, until they "
+    help += f"predict {100 * WANTED:g} % right, and price the steps that this takes"
+    what.add_argument("--steps", action="store_true", help=help)
+    ff.add_data_flags(parser)
     args = parser.parse_args()
+    if args.steps:
+        data = {"dataset": args.dataset, "cache_dir": args.cache_dir}
+        changes = {"train_subset": TRAINED, "batch_size": BATCH, "bp_baseline": True}
+        compare_steps(ff.training_arguments("best", **data | changes))
+        return
+    if args.dataset != "auto" or args.cache_dir:
+        parser.error("--dataset and --cache-dir need --steps")
     # First, as a process's peak begins with that of the one it is started from.
     machine = {
         name: {"peak_memory_MB": peak_memory(name), "cache_misses": cache_misses(name)}

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 from collections import Counter
 
@@ -705,6 +706,90 @@ def test_the_command_prints_the_table_and_writes_its_numbers(
         assert data_movement.total(row) < data_movement.total(row, evict=False)
         without = data_movement.total(row, optimiser=False)
         assert (without < data_movement.total(row)) == (row["work"] == "train_step")
+
+
+@pytest.fixture
+def easy(monkeypatch):
+    """Data of a few images, of a colour for each label, and a small layer."""
+    monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [29])
+    monkeypatch.setattr(data_movement, "TRAINED", 60)
+    monkeypatch.setattr(data_movement, "HELD_OUT", 30)
+    monkeypatch.setattr(data_movement, "EVERY", 4)  # an epoch
+    monkeypatch.setattr(data_movement, "BATCH", 16)
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(100) % 10).astype(np.uint8)
+    colours = rng.integers(0, 256, (10, 1, 1, 3), np.uint8)
+    images = np.tile(colours[labels], (1, 32, 32, 1))
+    monkeypatch.setattr(ff, "make_synthetic", lambda: (images, labels, None, None))
+    return images, labels
+
+
+def test_steps_are_counted_until_held_out_images_are_predicted_right(easy):
+    images, labels = easy
+    data = images[:60], labels[:60], images[60:90], labels[60:90]
+    args = ff.training_arguments("best", train_subset=60, batch_size=16)
+    args.bp_baseline, args.n_epochs = True, 5
+    for wanted in 0.5, 1.0:
+        for learner, twin in zip(ff.make_learners(args), ff.make_learners(args)):
+            found = data_movement.steps_until(wanted, learner, args, *data)
+            epochs, right = 0, 0.0
+            while right < wanted:
+                ff.train_epoch(twin, *data[:2], args, "")
+                right = ff.accuracy(twin, *data[2:])
+                epochs += 1
+            assert found == 4 * epochs
+    args.n_epochs = 1
+    with pytest.raises(ff.RunError, match="FF, seed 0: not 100 % right in 4 steps"):
+        data_movement.steps_until(1.0, ff.make_learners(args)[0], args, *data)
+
+
+def test_steps_are_priced_by_those_that_the_table_prices(easy, monkeypatch, capsys):
+    monkeypatch.setattr(data_movement, "WANTED", 0.9)
+    flags = ["--steps", "--dataset", "synthetic"]
+    monkeypatch.setattr(sys, "argv", ["data_movement.py", *flags])
+    data_movement.main()
+    *lines, by_seed, last = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("[synthetic] ") for line in lines)
+    assert "not CIFAR-10" in last
+    steps = {}
+    for name in "FF", "BP":
+        counts = re.search(rf"{name} \[(\d+), (\d+), (\d+)\]", by_seed).groups()
+        steps[name] = [int(count) for count in counts]
+        assert all(count % 4 == 0 for count in steps[name])
+    rows = {}
+    for name in "FF", "BP":
+        programs = record(name, "best", 16)
+        rows[name] = data_movement.make_row(name, "best", "train_step", 16, programs)
+        (line,) = [line for line in lines if f"] {name} " in line]
+        mean, price = np.mean(steps[name]), 16 * data_movement.total(rows[name]) / 1e9
+        sd = np.std(steps[name], ddof=1)
+        numbers = [f"{mean:.0f}", "±", f"{sd:.0f}"]
+        numbers += [f"{price:.1f}", f"{mean * price:,.0f}"]
+        assert line.split()[2:] == numbers
+    shares = [
+        data_movement.total(rows["FF"], word, evict)
+        / data_movement.total(rows["BP"], word, evict)
+        for word in (1, 4)
+        for evict in (True, False)
+    ]
+    fewer = np.mean(steps["FF"]) / np.mean(steps["BP"])
+    (line,) = [line for line in lines if "FF/BP" in line]
+    assert line.split()[2:] == [f"{fewer:.3f}"] + [
+        f"{times * min(shares):.3f}-{times * max(shares):.3f}" for times in (1, fewer)
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--steps", "--out", "a.json"], ["--dataset", "synthetic"]]
+)
+def test_flags_that_do_not_fit_together_are_one_line(monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["data_movement.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        data_movement.main()
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--steps" in err
 
 
 def test_cache_misses_are_those_of_a_step_or_left_out(monkeypatch, tmp_path):
