@@ -16,11 +16,13 @@ With --steps, it is the price of as many steps as FF and BP need to be equally g
 the table, in about three minutes, has the second step of each learner as its code runs,
 and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 and 256:
 
-    FF headline                            296.551    5.910    3.034
-    FF headline, one layer after the other 290.899    5.712    2.893
-    BP headline                            298.768    5.958    3.122
-    FF best                                194.201    4.452    3.299
-    BP best                                193.451    3.662    1.724
+    FF headline                            296.369    6.022    3.138
+    FF headline, one layer after the other 290.677    5.784    2.956
+    BP headline                            298.664    6.004    3.173
+    FF best                                194.085    4.715    3.559
+    BP best                                193.364    3.693    1.759
+    FF recurrent                           947.639   66.095   90.062
+    BP recurrent                           320.290    8.204    6.471
 """
 
 import itertools
@@ -848,7 +850,7 @@ HEADING = f"""
 price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each byte)
 {"":21}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
 {"gradient":>9}{"rest":>7}{"no Adam":>9}{"1 byte":>8}{"all stay":>9}\
-{"FF/BP":>13}{"no Adam":>13}"""
+{"FF/BP":>15}{"no Adam":>15}"""
 
 LEGEND = """
 total: of 4-byte words, dead values leave; its parts, by what is read: weights with biases,
@@ -877,7 +879,7 @@ def table_line(row, rival):
         f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
     )
     if rival:
-        line += f"{ratios(row, rival):>13}{ratios(row, rival, False):>13}"
+        line += f"{ratios(row, rival):>15}{ratios(row, rival, False):>15}"
     return line
 
 

@@ -15,6 +15,7 @@ import pytest
 from data_movement import Recorded, block_reads, cost, cost_blocks, record
 
 import ff_cifar_locally_connected as ff
+import visualize_ff_cifar_locally_connected as viz
 
 # --------------------------------------------------- the truth: a list of bytes
 
@@ -685,6 +686,8 @@ def test_the_command_prints_the_table_and_writes_its_numbers(
         data_movement.main()
     out = capsys.readouterr().out
     saved = json.loads(path.read_text())
+    monkeypatch.setattr(viz, "STACKED_BATCHES", (1, 2))
+    assert viz.read_movement(path).batches == [1, 2]
     rows = saved["rows"]
     assert len(rows) == 2 * 12 + 11
     for row in rows:
