@@ -9,7 +9,8 @@
 The accuracies by class are computed anew from the model's weights. Where the model
 file is missing, FF and BP are trained with the training flags, drawn, and not saved.
 Of a recurrent network viz/recurrent.png is drawn too: how it settles.
-With --runs FILES, viz/closing_the_gap.png is drawn of these models instead.
+With --runs FILES, viz/closing_the_gap.png is drawn of these models instead, and with
+--data-movement FILE, which tests/data_movement.py --out writes, viz/data_movement.png.
 With the headline model, the last lines are:
 
     ship            1000      7.7     33.7
@@ -23,6 +24,8 @@ With the headline model, the last lines are:
 """
 
 import io
+import itertools
+import json
 import os
 import tempfile
 import textwrap
@@ -40,7 +43,8 @@ if __name__ == "__main__":
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 # -------------------------------------------------------------------- style
@@ -86,10 +90,10 @@ STYLE = {
 
 
 def new_figure(title, args, width, height):
-    """An empty figure (inches) whose title names the data that it shows."""
+    """An empty figure (inches) whose title names the data that it shows, if any."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    figure.suptitle(f"{title} · {data_name(args)}")
+    figure.suptitle(f"{title} · {data_name(args)}" if args else title)
     return figure
 
 
@@ -616,6 +620,154 @@ def closing_the_gap(runs):
     return figure
 
 
+# The settings, and the order of the work, that are compared: name and look.
+MOVEMENTS = {
+    ("recurrent", ""): ("recurrent network", {"color": PURPLE, "marker": "D"}),
+    ("textbook", ""): ("textbook order of loops", {"color": SKY, "marker": "v"}),
+    ("best", ""): ("one layer, ten labels", {"color": GREEN, "marker": "^"}),
+    ("headline", ""): ("headline", {"color": "black", "marker": "o"}),
+    ("headline", "by layer"): (
+        "headline, layer after layer",
+        {"color": "black", "marker": "s", "ls": "--", "markerfacecolor": "white"},
+    ),
+}
+# Settings whose bars share a scale, and their names.
+STACKS = {"headline": "headline", "best": "ten labels"}, {"recurrent": "recurrent"}
+STACKED_BATCHES = 1, 64
+KINDS = {  # of what is read: their looks
+    "Adam's moments": {"facecolor": ORANGE},
+    "gradients": {"facecolor": "#f0e442", "hatch": "xxx"},
+    "weights": {"facecolor": SKY, "hatch": "///"},
+    "activities": {"facecolor": GREEN, "hatch": "..."},
+    "gathered inputs": {"facecolor": PURPLE, "hatch": "\\\\\\"},
+    "images": {"facecolor": "0.6"},
+    "others": {"facecolor": "0.6"},
+}
+ADAM_LINE = {"color": "black", "linewidth": 2.5}
+
+
+class Movement(NamedTuple):
+    """Prices of training steps, as tests/data_movement.py gives them for an image."""
+
+    batches: list
+    ratios: dict  # {key of MOVEMENTS: (batches, variants) FF / BP}, the main one first
+    stacks: dict  # {(settings, batch, learner): (2, kinds) for Adam, and for all else}
+
+
+def read_movement(path):
+    """The Movement in a file; RunError if there is none."""
+    try:
+        steps = {}  # prices (kinds,) by row and variant
+        for row in json.loads(path.read_bytes())["rows"]:
+            case = row["settings"], row["order"], row["batch"], row["learner"]
+            for v in row["variants"] if row["work"] == "train_step" else ():
+                prices = np.array([v["kinds"][kind] for kind in KINDS], float)
+                steps[(*case, v["optimiser"], v["evict"], v["word"])] = prices
+        variants = list(itertools.product((True,), (True, False), (4, 1)))
+        batches = sorted({batch for _, _, batch, *_ in steps})
+
+        def totals(settings, order, name):
+            return np.array(
+                [
+                    [steps[(settings, order, batch, name, *v)].sum() for v in variants]
+                    for batch in batches
+                ]
+            )
+
+        ratios = {
+            (settings, order): totals(settings, order, "FF")
+            / totals(settings, "", "BP")
+            for settings, order in MOVEMENTS
+        }
+        stacks = {}
+        for case in itertools.product(
+            itertools.chain(*STACKS), STACKED_BATCHES, ("FF", "BP")
+        ):
+            settings, *where = case
+            whole, other = (
+                steps[(settings, "", *where, adam, True, 4)] for adam in (True, False)
+            )
+            stacks[case] = np.array([whole - other, other])
+        numbers = np.concatenate([ratio.ravel() for ratio in ratios.values()])
+        if not (0 < numbers).all() or not np.isfinite(numbers).all():
+            raise ValueError("a price is not above 0")
+    except OSError as error:
+        raise ff.RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise ff.RunError(
+            f"{path} is not what tests/data_movement.py --out writes: {error!r}"
+        ) from error
+    return Movement(batches, ratios, stacks)
+
+
+def data_movement(movement):
+    """What FF pays to fetch its operands, in units of BP, and what for."""
+    title = "What a training step pays to fetch its operands"
+    figure = new_figure(title, None, 11, 9)
+    upper, lower = figure.subfigures(2, height_ratios=(1, 1.25))
+    plot_ratios(upper.subplots(), movement)
+    panels = list(itertools.product(STACKS, STACKED_BATCHES))
+    widths = [0.6 + len(group) for group, _ in panels]
+    grid = lower.subplots(1, len(panels), width_ratios=widths)
+    for (group, batch), axes in zip(panels, grid, strict=True):
+        plot_stacks(axes, movement, group, batch)
+    grid[0].set_ylabel("price for an image, 10⁹")
+    names = {kind: kind for kind in KINDS} | {"images": "rest", "others": "rest"}
+    parts = {names[kind]: Patch(lw=0, **look) for kind, look in KINDS.items()}
+    parts["below: for the optimiser"] = Line2D([], [], **ADAM_LINE)
+    handles, words = list(parts.values())[::-1], list(parts)[::-1]
+    lower.legend(handles, words, loc="outside right center", title="what is read")
+    figure.supxlabel(
+        "Price (ByteDMD): of each byte that is read, the square root of how many bytes "
+        "were used since it was used last; for words of 4 bytes and\n"
+        "without dead values. Vertical lines: from the least to the most, also with words "
+        "of 1 byte and with dead values. For the optimiser:\n"
+        "what a step would not pay without Adam. FF's recurrent network has top-down "
+        "weights, BP's has none.",
+        fontsize=10.5,
+    )
+    return figure
+
+
+def plot_ratios(axes, movement):
+    """FF / BP by the size of the batch."""
+    x = np.arange(len(movement.batches))
+    for key, (name, look) in MOVEMENTS.items():
+        ratios = movement.ratios[key]
+        axes.plot(x, ratios[:, 0], label=name, **look)
+        axes.vlines(x, ratios.min(axis=1), ratios.max(axis=1), color=look["color"])
+    axes.axhline(1, **REFERENCE, label="as dear as BP")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(x, movement.batches)
+    axes.set(xlabel="images in a batch", ylabel="price of FF / price of BP")
+    axes.grid(False, axis="x")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_stacks(axes, movement, group, batch):
+    """Bars of FF beside BP: what is read for Adam, then all else."""
+    starts = 2.5 * np.arange(len(group))
+    for start, settings in zip(starts, group, strict=True):
+        for at, learner in (start, "FF"), (start + 1, "BP"):
+            bottom, prices = 0, movement.stacks[settings, batch, learner] / 1e9
+            for part in prices:
+                for look, price in zip(KINDS.values(), part, strict=True):
+                    axes.bar(at, price, 0.8, bottom, **look)
+                    bottom += price
+            axes.plot([at - 0.4, at + 0.4], [prices[0].sum()] * 2, **ADAM_LINE)
+            digits = max(0, 2 - int(np.log10(bottom)))
+            over = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{bottom:.{digits}f}", (at, bottom), **over)
+    axes.set_xticks(np.add.outer(starts, (0, 1)).ravel(), ["FF", "BP"] * len(group))
+    axes.set_xticks(starts + 0.5, group.values(), minor=True)
+    axes.tick_params(axis="x", which="minor", pad=22)
+    axes.tick_params(axis="x", which="both", length=0)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    axes.set_title(f"batch {batch}")
+    axes.grid(False, axis="x")
+
+
 # ------------------------------------------------------------- command line
 
 
@@ -710,6 +862,12 @@ def draw_runs(args, _):
     return runs[0][0], {"closing_the_gap": closing_the_gap(runs)}
 
 
+def draw_movement(args, _):
+    """The arguments, and the figure of what tests/data_movement.py wrote."""
+    figure = data_movement(read_movement(args.data_movement))
+    return args, {"data_movement": figure}
+
+
 def main():
     parser = ff.Parser(
         "Draw the figures of a saved model, or of one that is trained for them.",
@@ -722,6 +880,9 @@ def main():
     )
     help = "draw closing_the_gap.png of these saved runs instead (default: none)"
     what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
+    help = "draw data_movement.png of this file, which tests/data_movement.py --out "
+    help += "writes, instead (default: none)"
+    what.add_argument("--data-movement", type=Path, metavar="FILE", help=help)
     help = (
         f"test images behind the accuracies by class, and up to {SETTLING_IMAGES} of "
     )
@@ -739,10 +900,15 @@ def main():
     parser.set_defaults(bp_baseline=True)
     args = ff.parse(parser)
     defaults = vars(ff.with_threshold(parser.parse_args([])))
+    draw, instead = draw_model, None
+    if args.runs:
+        draw, instead = draw_runs, "--runs"
+    if args.data_movement:
+        draw, instead = draw_movement, "--data-movement"
     for name, value in vars(args).items():
-        unused = name not in ("runs", "model", "outdir")
-        if args.runs and unused and value != defaults[name]:
-            parser.error(f"--{name.replace('_', '-')} has no meaning with --runs")
+        unused = name not in ("runs", "data_movement", "model", "outdir")
+        if instead and unused and value != defaults[name]:
+            parser.error(f"--{name.replace('_', '-')} has no meaning with {instead}")
     try:
         args.outdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=args.outdir):
@@ -752,7 +918,6 @@ def main():
 
     # "default": the user's own settings must not change the figures.
     with matplotlib.style.context(["default", STYLE]):
-        draw = draw_runs if args.runs else draw_model
         drawn, figures = draw(args, parser)
         tell = ff.teller(drawn)
         for name, figure in figures.items():

@@ -12,14 +12,17 @@ the length of the wire to it, were the memory laid out in the plane around the
 processor. Writes and arithmetic are free. There is no cache size to choose: what was
 used a short while ago is cheap, and what waited for long is dear.
 
-The table, in about three minutes, has the second step of each learner as its code runs,
+With --steps, it is the price of as many steps as FF and BP need to be equally good. Else,
+the table, in about three minutes, has the second step of each learner as its code runs,
 and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 and 256:
 
-    FF headline                            296.551    5.910    3.034
-    FF headline, one layer after the other 290.899    5.712    2.893
-    BP headline                            298.768    5.958    3.122
-    FF best                                194.201    4.452    3.299
-    BP best                                193.451    3.662    1.724
+    FF headline                            296.369    6.022    3.138
+    FF headline, one layer after the other 290.677    5.784    2.956
+    BP headline                            298.664    6.004    3.173
+    FF best                                194.085    4.715    3.559
+    BP best                                193.364    3.693    1.759
+    FF recurrent                           947.639   66.095   90.062
+    BP recurrent                           320.290    8.204    6.471
 """
 
 import itertools
@@ -198,7 +201,7 @@ def cost_blocks(arguments, operations, results, sizes, word=1, evict=True):
 # - What is written is a new value: the one that was there is gone.
 # - A word is a number of an array, whatever its type.
 #
-# Left out are scalars, index arrays, and np.float32(array), which numpy does not show.
+# Left out are scalars and index arrays.
 
 
 class Place:
@@ -306,8 +309,14 @@ class Recorded(np.ndarray):
 
     def __array_function__(self, function, types, args, options):
         result = function(*unseen(args), **unseen(options))
-        if function is np.stack:  # one array after the other
-            for array, part in zip(args[0], result, strict=True):
+        if options.get("out") is not None:  # written in place, so never a view
+            self.recorder.note(args, result)
+            return options["out"]
+        if function in (np.stack, np.concatenate) and not options:
+            # One array after the other.
+            lengths = [1 if function is np.stack else len(array) for array in args[0]]
+            parts = np.split(result, np.cumsum(lengths)[:-1])
+            for array, part in zip(args[0], parts, strict=True):
                 self.recorder.note(array, part)
             return seen(result)
         return self.recorder.copied(args, result)
@@ -356,7 +365,12 @@ for _name in "reshape", "astype", "copy", "ravel", "flatten", "repeat", "argmax"
 
 
 class RecordedNumpy:
-    """numpy for the recorded modules: what it makes of nothing is recorded too."""
+    """numpy for the recorded modules: what it makes of nothing is recorded too, and the
+    arrays that it converts without telling."""
+
+    class float32(np.float32):
+        def __new__(cls, value):
+            return Recorded.recorder.copied(value, np.float32(unseen(value)))
 
     def __getattr__(self, name):
         return getattr(np, name)
@@ -384,11 +398,13 @@ class RecordedNumpy:
 # What a function writes, if it is not a parameter or a moment: the innermost that is
 # known decides, by its name or that of its class too.
 WRITES = {
-    "images": "normalise images_last with_labels encode_labels inputs",
+    "images": "normalise normalised_maps with_labels encode_labels inputs begin",
     "gathered inputs": "gather im2col",
-    "activities": "multiply product activity put maps normalised forward",
-    "others": "goodness see loss cross_entropy ff_loss ff_loss_slopes"
-    " label_goodness label_scores predict ForwardForward.forward",
+    "activities": "multiply product activity put see maps normalised normalise_state"
+    " classify forward",
+    "others": "goodness sum_of_squares inverse_rms loss cross_entropy ff_loss"
+    " ff_loss_slopes label_goodness label_scores predict predict_one_pass iterate"
+    " ForwardForward.forward sample_wrong_labels wrong_labels",
     "gradients": "goodness_gradient weight_gradient transposed bias_gradient du"
     " input_gradient gradients train_step Layer.update Adam.update",
     "Adam's moments": "step",
@@ -658,15 +674,17 @@ def recording(rows_at_once=ff.ROWS_AT_ONCE):
 
 STEPS = 3  # the first starts up, the second is priced, the third needs what stays
 BATCHES = 1, 8, 64, 256
-SETTINGS = "headline", "one row", "best", "textbook"
+SETTINGS = "headline", "one row", "best", "textbook", "recurrent"
 WORDS = 4, 1  # bytes
 
 
 def make_learner(name, settings):
-    """FF or BP: of plain.py, if "textbook"; else of the training module, with the recipe
-    "best" or "headline", which is also that of "one row"."""
-    args = ff.training_arguments(recipe="best" if settings == "best" else "headline")
-    ours = {"FF": ff.ForwardForward, "BP": ff.Backprop}[name](args)
+    """FF or BP: of plain.py, if "textbook"; else of the training module, the recurrent
+    network, or with the recipe "best" or "headline", also that of "one row"."""
+    recipe = "best" if settings == "best" else "headline"
+    network = "recurrent" if settings == "recurrent" else "feedforward"
+    args = ff.training_arguments(recipe, network, bp_baseline=True)
+    ours = ff.make_learners(args)[name == "BP"]
     if settings != "textbook":
         return ours
     layers = [
@@ -680,9 +698,9 @@ def make_learner(name, settings):
 
 
 def work_on(learner, images, labels, wrong, work="train_step"):
-    """A step, or a prediction, of a learner of either module."""
-    if work == "predict":
-        learner.predict(images)
+    """A step, or the method `work` that predicts, of a learner of either module."""
+    if work != "train_step":
+        getattr(learner, work)(images)
     elif isinstance(learner, plain.ForwardForward):
         learner.train_step(images, labels, [wrong])
     else:
@@ -717,7 +735,21 @@ def record(name, settings, batch, work="train_step"):
             images = images.view(Recorded)
             recorder.begin_step(images)
             work_on(learner, images, labels, wrong, work)
+        if settings == "recurrent":
+            name_padded_maps(recorder, learner.layers)
         return recorder.programs()
+
+
+def name_padded_maps(recorder, layers):
+    """Name what the recurrent network and its BP read, with the zeros around it."""
+    for i, layer in enumerate(layers):
+        padded = "activities" if i else "images"  # by a connection
+        for (name, _), array in layer.connections[0].buffers.items():
+            if name == "x":
+                recorder.name(padded, array)
+        for (name, _), array in layer.buffers.items():
+            if name == "n":
+                recorder.name("activities", array)
 
 
 def layer_by_layer(program):
@@ -796,6 +828,8 @@ def rows():
         for name in "FF", "BP":
             programs = record(name, settings, 1, "predict")
             yield make_row(name, settings, "predict", 1, programs)
+    programs = record("FF", "recurrent", 1, "predict_one_pass")
+    yield make_row("FF", "recurrent", "predict", 1, programs, "one pass")
 
 
 def total(row, word=4, evict=True, optimiser=True):
@@ -805,29 +839,32 @@ def total(row, word=4, evict=True, optimiser=True):
     return found["total"]
 
 
-def ratios(row, rival, optimiser):
-    """Row / rival, the lowest and the highest over words and eviction."""
+def ratios(row, rival, optimiser=True, times=1.0):
+    """Row / rival, the lowest and the highest over words and eviction, times a number."""
     variants = [(word, evict, optimiser) for word in WORDS for evict in (True, False)]
     found = [total(row, *variant) / total(rival, *variant) for variant in variants]
-    return f"{min(found):.3f}-{max(found):.3f}"
+    return f"{times * min(found):.3f}-{times * max(found):.3f}"
 
 
 HEADING = f"""
 price per image of the second step, in units of 10^9 (ceil(sqrt(depth)) of each byte)
-{"":19}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
+{"":21}{"batch":>6}{"total":>9}{"weights":>9}{"moments":>9}{"activ.":>8}{"gather":>8}\
 {"gradient":>9}{"rest":>7}{"no Adam":>9}{"1 byte":>8}{"all stay":>9}\
-{"FF/BP":>13}{"no Adam":>13}"""
+{"FF/BP":>15}{"no Adam":>15}"""
 
 LEGEND = """
 total: of 4-byte words, dead values leave; its parts, by what is read: weights with biases,
-    Adam's moments (in plain.py with its temporaries), activities with W x, gathered inputs
-    (strips, im2col), gradients (with Adam's temporaries, which overwrite them)
+    Adam's moments (in plain.py with its temporaries), activities with W x and the recurrent
+    network's states, gathered inputs (strips, im2col), gradients (with Adam's temporaries,
+    which overwrite them)
 no Adam, 1 byte, all stay: the total without the optimiser; of 1-byte words; without
     eviction: no value ever leaves the stack, which is deeper at every step
 FF/BP: lowest and highest over both sizes of words, with and without eviction
 one row: headline with pieces of one row of tiles, where the training module has two
 by layer: FF with each layer updated before the next is touched, the same operations
-textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample"""
+textbook: tests/plain.py, where nothing is shared; a batch of 1 is sample by sample
+recurrent: the recurrent network of two layers, with its one-pass classifier, and BP on the
+    same bottom-up stack; one pass: what the classifier predicts, else the goodness"""
 
 
 def table_line(row, rival):
@@ -838,11 +875,11 @@ def table_line(row, rival):
     widths = 9, 9, 9, 8, 8, 9, 7, 9, 8, 9
     numbers = [total(row), *kinds.values(), rest, total(row, optimiser=False)]
     numbers += [total(row, word=1), total(row, evict=False)]
-    line = f"{name:21}{row['batch']:4}" + "".join(
+    line = f"{name:23}{row['batch']:4}" + "".join(
         f"{number / 1e9:{width}.3f}" for number, width in zip(numbers, widths)
     )
     if rival:
-        line += f"{ratios(row, rival, True):>13}{ratios(row, rival, False):>13}"
+        line += f"{ratios(row, rival):>15}{ratios(row, rival, False):>15}"
     return line
 
 
@@ -862,6 +899,73 @@ def print_table(rows):
 def case(row):
     """What FF and BP have in common where they are compared."""
     return row["settings"], row["work"], row["batch"]
+
+
+# ------------------------------------------------- steps to a common accuracy
+
+TRAINED = 45_000  # of the 50,000 training images; the others are held out
+HELD_OUT = 2000  # of these, the first, are predicted
+EVERY = 20  # steps
+WANTED = 0.5  # of them, predicted right
+SEEDS = 3
+BATCH = 64
+
+
+def steps_until(wanted, learner, args, images, labels, *held_out):
+    """Steps of training until it predicts a fraction `wanted` of held-out images right.
+
+    Raises RunError if it never does.
+    """
+    step, where = 0, f"{learner.name}, seed {args.seed}"
+    for _ in range(args.n_epochs):
+        order = learner.generators["order"].permutation(len(images))
+        for i in range(0, len(images), args.batch_size):
+            batch = order[i : i + args.batch_size]
+            x = images[batch]
+            if args.augment:
+                x = ff.augment(x, learner.generators["augmentation"])
+            learner.train_step(x, labels[batch])
+            step += 1
+            if step % EVERY == 0:
+                found = ff.accuracy(learner, *held_out)
+                ff.show_progress(f"{where}, step {step}: {100 * found:.1f} %")
+                if found >= wanted:
+                    return step
+    raise ff.RunError(f"{where}: not {100 * wanted:g} % right in {step} steps")
+
+
+def compare_steps(args):
+    """Print what FF and BP pay, with the recipe "best", to come to a common accuracy."""
+    images, labels, *_ = ff.load_data(args)
+    held_out = slice(TRAINED, TRAINED + HELD_OUT)
+    data = images[:TRAINED], labels[:TRAINED], images[held_out], labels[held_out]
+    steps = {"FF": [], "BP": []}
+    for seed in range(SEEDS):
+        args.seed = seed
+        for learner in ff.make_learners(args):
+            steps[learner.name].append(steps_until(WANTED, learner, args, *data))
+    ff.show_progress("")
+    prices = {}
+    for name in steps:
+        programs = record(name, "best", BATCH)
+        prices[name] = make_row(name, "best", "train_step", BATCH, programs)
+    tell = ff.teller(args)
+    tell(
+        f"--recipe best: steps of {BATCH} images until {100 * WANTED:g} % of "
+        f"{HELD_OUT:,} held-out images are predicted right, tested every {EVERY} steps;"
+    )
+    tell(f"mean ± sd of {SEEDS} seeds; and times the price of a step, in units of 10^9")
+    tell(f"{'':5}{'steps':>14}{'price':>12}{'steps x price':>17}")
+    means = {name: np.mean(counts) for name, counts in steps.items()}
+    for name, counts in steps.items():
+        price = BATCH * total(prices[name]) / 1e9
+        spread = f"{means[name]:.0f} ± {np.std(counts, ddof=1):.0f}"
+        tell(f"{name:5}{spread:>14}{price:12.1f}{means[name] * price:17,.0f}")
+    fewer, pair = means["FF"] / means["BP"], (prices["FF"], prices["BP"])
+    both = f"{ratios(*pair):>12}{ratios(*pair, times=fewer):>17}"
+    tell(f"FF/BP{fewer:14.3f}{both}")
+    tell("seed by seed: " + ", ".join(f"{n} {counts}" for n, counts in steps.items()))
+    ff.tell_data(args, tell)
 
 
 # ------------------------------------------------------------------ the machine
@@ -913,9 +1017,21 @@ def main():
         "Price the data movement of Forward-Forward and backprop (ByteDMD).",
         "data_movement.py --out data_movement.json",
     )
+    what = parser.add_mutually_exclusive_group()
     help = "write the table's numbers to this JSON file"
-    parser.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
+    what.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
+    help = "instead of the table: train FF and BP, with the recipe best, until they "
+    help += f"predict {100 * WANTED:g} % right, and price the steps that this takes"
+    what.add_argument("--steps", action="store_true", help=help)
+    ff.add_data_flags(parser)
     args = parser.parse_args()
+    if args.steps:
+        data = {"dataset": args.dataset, "cache_dir": args.cache_dir}
+        changes = {"train_subset": TRAINED, "batch_size": BATCH, "bp_baseline": True}
+        compare_steps(ff.training_arguments("best", **data | changes))
+        return
+    if args.dataset != "auto" or args.cache_dir:
+        parser.error("--dataset and --cache-dir need --steps")
     # First, as a process's peak begins with that of the one it is started from.
     machine = {
         name: {"peak_memory_MB": peak_memory(name), "cache_misses": cache_misses(name)}

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 from collections import Counter
 
@@ -14,6 +15,7 @@ import pytest
 from data_movement import Recorded, block_reads, cost, cost_blocks, record
 
 import ff_cifar_locally_connected as ff
+import visualize_ff_cifar_locally_connected as viz
 
 # --------------------------------------------------- the truth: a list of bytes
 
@@ -284,9 +286,13 @@ def set_rows(a, b):
         (lambda a: a.sum(axis=0), [(4, 3)], [(3, 12)]),
         (lambda a: a.mean(axis=1), [(4, 3)], [(4, 12), (4, 4)]),
         (lambda a: a.sum(), [(4, 3)], [(0, 12)]),
+        (lambda a, b: a.sum(axis=0, out=b), [(4, 3), 3], [(3, 12)]),
+        (lambda a: np.clip(a, 0, np.inf, out=a), [5], [(5, 5)]),
+        (lambda a: plain.np.float32(np.exp(a, dtype=float)), [5], [(5, 5)] * 2),
         (lambda a: np.einsum("ij,ij->i", a, a), [(4, 3)], [(4, 12)]),
         (lambda a, b: np.where(a > 0, b, 0), [3, 3], [(3, 3), (3, 6)]),
         (lambda a, b: np.stack([a, b]), [3, 3], [(3, 3), (3, 3)]),
+        (lambda a, b: np.concatenate([a, b]), [(2, 3), (1, 3)], [(6, 6), (3, 3)]),
         (add_in_place, [3, 3], [(3, 6)]),
         (add_to_a_part, [(4, 3), (2, 3)], [(6, 12)]),
         (set_rows, [(4, 3), (2, 3)], [(6, 6)]),
@@ -297,6 +303,7 @@ def set_rows(a, b):
         (lambda a, b: a @ b, [(2, 3), (3, 4)], [(8, 18)]),
         (lambda a, b: a @ b, [(5, 2, 3), (5, 3, 4)], [(8, 18)] * 5),
         (lambda a, b: a @ b, [(5, 2, 3), (3, 4)], [(8, 18)] * 5),
+        (lambda a: plain.np.ones((1, 2)) @ a, [(5, 2, 4)], [(2, 0)] + [(4, 10)] * 5),
         (lambda a: plain.im2col(a, 2), [(7, 4, 4, 3)], [(84, 84)] * 9),
         (lambda a: plain.np.zeros(3) + a, [3], [(3, 0), (3, 6)]),
     ],
@@ -327,9 +334,13 @@ def test_what_is_written_is_a_new_value_and_the_old_one_leaves():
 
 @pytest.fixture
 def shrunken(monkeypatch):
-    """Layers of 16x16x2 and 14x14x2 units."""
+    """Layers of 16x16x2 and 14x14x2 units, and the recurrent network's of small fields;
+    it has few iterations."""
     monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [17, 3])
     monkeypatch.setattr(ff, "CHANNELS", 2)
+    monkeypatch.setattr(ff, "RECURRENT_FIELD", 3)
+    monkeypatch.setattr(ff, "ITERATIONS", 3)
+    monkeypatch.setattr(ff, "WINDOW", (2, 3))
 
 
 CASES = list(itertools.product(["FF", "BP"], data_movement.SETTINGS))
@@ -383,35 +394,60 @@ B = 5
 
 
 @pytest.mark.parametrize("name", ["FF", "BP"])
-@pytest.mark.parametrize("settings", ["headline", "best"])
+@pytest.mark.parametrize("settings", ["headline", "best", "recurrent"])
 def test_parameters_and_moments_are_read_as_often_as_the_code_says(
     shrunken, name, settings
 ):
     """Adam reads a value once, each of its moments 3 times, and the gradient 7 times."""
     learner = data_movement.make_learner(name, settings)
-    program, without = record(name, settings, B)
-    expected = moments = 0
-    for i, layer in enumerate(learner.layers):
-        W, b, *V = (parameter.value.size for parameter in layer.parameters())
-        if name == "FF" and settings == "best":  # the activity is computed twice
-            expected += 2 * W + 3 * b + 3 * sum(V)
-        elif name == "FF":
-            expected += 2 * W + 2 * b
-        else:  # layer 0 needs no gradient of its input
-            expected += (3 if i else 2) * W + 2 * b
-        moments += 6 * (W + b + sum(V))
+    size = sum(parameter.value.size for parameter in learner.parameters())
+    if (name, settings) == ("FF", "recurrent"):
+        batch, expected = 1, size + recurrent_weights(learner, ff.ITERATIONS)
+        # An image has two labels; the classifier sees it once.
+        expected += 2 * ff.ITERATIONS * learner.layers[1].b.value.size
+        expected += learner.W_class.value.size + learner.b_class.value.size
+    else:
+        batch, expected = B, size
+        for i, layer in enumerate(learner.layers):
+            W, b, *V = (parameter.value.size for parameter in layer.parameters())
+            if name == "FF" and settings == "best":  # the activity is computed twice
+                expected += W + 2 * b + 2 * sum(V)
+            elif name == "FF":
+                expected += W + b
+            else:  # layer 0 needs no gradient of its input
+                expected += (2 if i else 1) * W + b
     if name == "BP":
-        W, b = learner.W_out.value.size, learner.b_out.value.size
-        expected += 3 * W + 2 * b
-        moments += 6 * (W + b)
+        expected += 2 * learner.W_out.value.size + learner.b_out.value.size
+    program, without = record(name, settings, batch)
     count = words_read(program)
     assert count["weights"] == expected
-    assert count["Adam's moments"] == moments
+    assert count["Adam's moments"] == 6 * size
     of_adam = words_read(program, lambda names, layer, kind: (names[0], kind))
-    assert of_adam["Adam.update", "gradients"] == 7 * moments // 6
+    assert of_adam["Adam.update", "gradients"] == 7 * size
     count = words_read(without)
-    assert count["weights"] == expected - moments // 6
+    assert count["weights"] == expected - size
     assert count["Adam's moments"] == 0
+
+
+def recurrent_weights(learner, n, products=1):
+    """Words of weights that a forward computation with n iterations reads, but for those
+    of labels; products: of a connection with all passes."""
+    (W0, T0), (W1,) = (
+        [connection.W.value.size for connection in layer.connections]
+        for layer in learner.layers
+    )
+    first, last = learner.layers
+    # In the bottom-up pass W, b, and all of V for its mean; the image's product is kept.
+    words = W0 + W1 + first.b.value.size + last.b.value.size + last.V.value.size
+    return words + n * (products * (T0 + W1) + first.b.value.size + last.b.value.size)
+
+
+def test_a_recurrent_prediction_reads_the_weights_for_two_labels_at_a_time(shrunken):
+    learner, n = data_movement.make_learner("FF", "recurrent"), ff.WINDOW[-1]
+    program, _ = record("FF", "recurrent", 1, "predict")
+    expected = recurrent_weights(learner, n, products=5)
+    expected += n * learner.layers[1].V.value.size
+    assert words_read(program)["weights"] == expected
 
 
 @pytest.mark.parametrize("name, settings", CASES)
@@ -426,15 +462,19 @@ def test_gathered_inputs_are_made_and_read_as_often_as_the_code_says(
         expected, made = times * sum(K) * B, (4 if name == "FF" else 1) * sum(K) * B
     else:  # a product in the forward pass, and one for the gradient
         expected = made = 0
-        for layer in learner.layers:
-            (connection,) = layer.connections
-            T, _, K, _ = connection.W.value.shape
-            rows, columns = connection.corner
-            corner = rows * columns
-            expected += 2 * K * B * (T * T - corner + 2 * corner)
-            strip = connection.window * connection.in_depth * B
-            made += 2 * T * connection.in_side * strip
-            made += 2 * rows * connection.sees[1] * strip * 2
+        for i, layer in enumerate(learner.layers):
+            for connection in layer.connections:
+                times = 2
+                if (name, settings) == ("FF", "recurrent") and not connection.shared:
+                    times *= 2 * ff.ITERATIONS  # each of two passes
+                    times += i  # and the bottom-up pass
+                T, _, K, _ = connection.W.value.shape
+                rows, columns = connection.corner
+                corner = rows * columns
+                expected += times * K * B * (T * T - corner + 2 * corner)
+                strip = connection.window * connection.in_depth * B
+                made += times * T * connection.padded * strip
+                made += times * rows * connection.sees[1] * strip * 2
     assert words_read(program)["gathered inputs"] == expected
     of_kind = Counter()
     for written, _, _ in second_step(program):
@@ -472,6 +512,79 @@ def test_activities_are_read_as_often_as_the_code_says(shrunken):
         assert count["Backprop.train_step", layer, "gradients"] == 2 * n
 
 
+def pieces(tiles):
+    """How many pieces there are: of one row of tiles the first, of two the others."""
+    return 1 + math.ceil((tiles - 1) / 2)
+
+
+def test_states_are_read_as_often_as_the_code_says(shrunken):
+    """Of the recurrent network, in the bottom-up pass and in n iterations."""
+    learner = data_movement.make_learner("FF", "recurrent")
+    program, _ = record("FF", "recurrent", B)
+    count = words_read(program, lambda names, layer, kind: (names[0], layer, kind))
+    n, P, units = ff.ITERATIONS, 2, learner.layers[0].n_units
+    once, U = units * B, units * P * B  # the bottom-up pass serves all passes
+    expected = 0
+    for i, layer in enumerate(learner.layers):
+        T, window, padded = layer.tiles, layer.connections[0].window, 32 + 2
+        strips = T * window * padded * layer.channels * B  # that a gathering reads
+        reads = {
+            # First product + bias, and the ReLU. Then: in layer 0 the image's product,
+            # T n, the sum and the ReLU; above, the label's weights, twice, also W n.
+            "Layer.activity": 2 * once + n * (once + 3 * U if i == 0 else 4 * U),
+            # h is put down; and is where its slope is, is made part of y, and y is kept.
+            "see": once + n * 7 * U,
+            "sum_of_squares": once + n * 2 * U,
+            "goodness_gradient": n * U,
+            # Each layer reads the other's maps in a product, and for its gradient.
+            "Connection.gather": 2 * n * P * strips + (i == 1) * strips,
+        }
+        if i == 1:  # the mean of the labels' weights, and it and the bias
+            reads["Layer.activity"] += 3 * units
+        for function, words in reads.items():
+            assert count[function, i, "activities"] == words, function
+        expected += sum(reads.values())
+        # Normalised for each iteration; a sum of squares for that, and for the goodness.
+        expected += n * U + pieces(T) * B + (n - 1 + n) * pieces(T) * P * B
+        # For the classifier: out of the padding, joined, multiplied, for its gradient.
+        expected += 4 * once
+    expected += 10 * B * 4  # logits: their bias; in the sample, in the loss twice
+    assert words_read(program)["activities"] == expected
+
+
+def test_gradients_are_read_as_often_as_the_code_says(shrunken):
+    """A product with ones reads all of du where passes share the input."""
+    program, _ = record("FF", "headline", B)
+    count = words_read(program, lambda names, layer, kind: (names[0], layer, kind))
+    for i, layer in enumerate(data_movement.make_learner("FF", "headline").layers):
+        (rows, columns), T = layer.connections[0].corner, layer.tiles
+        tile = layer.b.value.shape[2] * B  # words of a tile in a pass
+        corner = 2 * rows * columns * tile
+        rest = (T * T - rows * columns) * tile
+        # In layer 0 both passes are the same below the corner's rows, and not scaled.
+        whole = (T if i else rows) * T
+        du = 2 * whole * tile + (T * T - whole) * tile
+        assert count["transposed", i, "gradients"] == corner + rest
+        # The copies that these are, the sum of passes, with a product of two ones for
+        # each unit, and in layer 1 the scaling.
+        expected = corner + rest + 2 * whole * tile + 2 * whole * tile // B
+        expected += du if i else 0
+        assert count["Connection.weight_gradient", i, "gradients"] == expected
+        ones = (T * T + whole) * B
+        assert count["Layer.bias_gradient", i, "gradients"] == du + ones
+    program, _ = record("FF", "best", B)
+    count = words_read(program, lambda names, layer, kind: (names[0], kind))
+    (layer,) = data_movement.make_learner("FF", "best").layers
+    units, tiles = layer.n_units, layer.tiles**2
+    assert count["transposed", "gradients"] == units * B
+    expected = 10 * units * (B + 1) + units * B
+    assert count["Connection.weight_gradient", "gradients"] == expected
+    # Sums over images by pass, as products with ones; these, times each pass's label.
+    expected = 10 * units * B + tiles * B + 10 * units + tiles * 100
+    expected += pieces(layer.tiles) * 100  # of the unit matrix the labels' rows
+    assert count["Layer.bias_gradient", "gradients"] == expected
+
+
 @pytest.mark.parametrize("work", ["train_step", "predict"])
 @pytest.mark.parametrize("name, settings", CASES)
 def test_nothing_comes_from_nowhere_or_goes_nowhere(shrunken, name, settings, work):
@@ -489,18 +602,25 @@ def test_nothing_comes_from_nowhere_or_goes_nowhere(shrunken, name, settings, wo
     passes = 10 if settings == "best" or work == "predict" else 2
     if name == "FF":
         # Gathered for the corner and not needed elsewhere, or the other way round; the
-        # input that the last layer of plain.py makes for one that is not there; and the
-        # pixels under the label block.
+        # input that the last layer of plain.py makes for one that is not there, or the
+        # recurrent network's sums of squares for it; and the pixels under the label block.
         made.pop(("never read", "gathered inputs"), None)
         units = 14 * 14 * 2 * passes * B if settings == "textbook" else 0
+        units = 2 * pieces(16) * passes * B if settings == "recurrent" else units
         assert made.pop(("never read", "activities"), 0) == units
         assert made.pop(("never read", "images"), 0) <= (90 + 9) * passes * B + 300
-    # Slopes of the loss, statistics, labels, empty sums: few words.
-    sums = 16 * 16 * 2 * 10 if settings == "best" else 0
-    assert made.pop(("never read", "gradients"), 0) <= sums + 100 * B
-    assert made.pop(("never read", "others"), 0) <= 300 * B
-    # Bias sums of ones, the labels of the loss, and np.float32(slopes).
-    assert made.pop("from nowhere", 0) <= 500 * B
+    if work == "train_step":
+        unread = 0
+        if name == "FF" and settings in ("headline", "one row"):
+            # du summed over passes also in both layers' corner, where it is not needed.
+            unread = 2 * (2 * 5) * 8 * B
+        if name == "BP" and settings == "recurrent":  # by the zeros around the maps
+            unread = (34**2 - 32**2) * 3 * B
+        # Slopes of the loss, statistics, labels: few words.
+        assert unread <= made.pop(("never read", "gradients"), 0) <= unread + 100 * B
+    # Sums that begin as zeros.
+    assert made.pop(("never read", "others"), 0) <= 150 * passes * B
+    assert made.pop("from nowhere", 0) <= 250 * passes * B
     assert not made
     if work == "predict":
         assert program.operations == without.operations
@@ -511,8 +631,15 @@ def test_blocks_of_a_real_step_cost_what_its_single_words_cost(monkeypatch):
     monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [3, 3])
     monkeypatch.setattr(ff, "CHANNELS", 1)
     monkeypatch.setattr(data_movement, "STEPS", 2)
-    for name, evict in (("FF", True), ("BP", False)):
-        program, _ = record(name, "headline", 1)
+    monkeypatch.setattr(ff, "RECURRENT_FIELD", 3)
+    monkeypatch.setattr(ff, "ITERATIONS", 2)
+    monkeypatch.setitem(ff.NETWORKS["recurrent"], "channels", 1)
+    for name, settings, evict in (
+        ("FF", "headline", True),
+        ("BP", "headline", False),
+        ("FF", "recurrent", True),
+    ):
+        program, _ = record(name, settings, 1)
         sizes = dict(enumerate(program.sizes))
         words = in_words([], program.operations, [], sizes)
         expected = cost(*words, word=4, evict=evict)
@@ -547,10 +674,9 @@ def test_layer_by_layer_is_another_order_of_the_same_operations(shrunken):
 
 
 def test_the_command_prints_the_table_and_writes_its_numbers(
-    monkeypatch, capsys, tmp_path
+    shrunken, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [29, 3])
-    monkeypatch.setattr(ff, "CHANNELS", 2)
     monkeypatch.setattr(data_movement, "BATCHES", (1, 2))
     nothing = [sys.executable, "-c", "pass"]
     monkeypatch.setattr(data_movement, "training_process", lambda name, steps: nothing)
@@ -560,8 +686,10 @@ def test_the_command_prints_the_table_and_writes_its_numbers(
         data_movement.main()
     out = capsys.readouterr().out
     saved = json.loads(path.read_text())
+    monkeypatch.setattr(viz, "STACKED_BATCHES", (1, 2))
+    assert viz.read_movement(path).batches == [1, 2]
     rows = saved["rows"]
-    assert len(rows) == 2 * 10 + 8
+    assert len(rows) == 2 * 12 + 11
     for row in rows:
         (line,) = [
             line
@@ -581,6 +709,90 @@ def test_the_command_prints_the_table_and_writes_its_numbers(
         assert data_movement.total(row) < data_movement.total(row, evict=False)
         without = data_movement.total(row, optimiser=False)
         assert (without < data_movement.total(row)) == (row["work"] == "train_step")
+
+
+@pytest.fixture
+def easy(monkeypatch):
+    """Data of a few images, of a colour for each label, and a small layer."""
+    monkeypatch.setattr(ff, "RECEPTIVE_FIELDS", [29])
+    monkeypatch.setattr(data_movement, "TRAINED", 60)
+    monkeypatch.setattr(data_movement, "HELD_OUT", 30)
+    monkeypatch.setattr(data_movement, "EVERY", 4)  # an epoch
+    monkeypatch.setattr(data_movement, "BATCH", 16)
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(100) % 10).astype(np.uint8)
+    colours = rng.integers(0, 256, (10, 1, 1, 3), np.uint8)
+    images = np.tile(colours[labels], (1, 32, 32, 1))
+    monkeypatch.setattr(ff, "make_synthetic", lambda: (images, labels, None, None))
+    return images, labels
+
+
+def test_steps_are_counted_until_held_out_images_are_predicted_right(easy):
+    images, labels = easy
+    data = images[:60], labels[:60], images[60:90], labels[60:90]
+    args = ff.training_arguments("best", train_subset=60, batch_size=16)
+    args.bp_baseline, args.n_epochs = True, 5
+    for wanted in 0.5, 1.0:
+        for learner, twin in zip(ff.make_learners(args), ff.make_learners(args)):
+            found = data_movement.steps_until(wanted, learner, args, *data)
+            epochs, right = 0, 0.0
+            while right < wanted:
+                ff.train_epoch(twin, *data[:2], args, "")
+                right = ff.accuracy(twin, *data[2:])
+                epochs += 1
+            assert found == 4 * epochs
+    args.n_epochs = 1
+    with pytest.raises(ff.RunError, match="FF, seed 0: not 100 % right in 4 steps"):
+        data_movement.steps_until(1.0, ff.make_learners(args)[0], args, *data)
+
+
+def test_steps_are_priced_by_those_that_the_table_prices(easy, monkeypatch, capsys):
+    monkeypatch.setattr(data_movement, "WANTED", 0.9)
+    flags = ["--steps", "--dataset", "synthetic"]
+    monkeypatch.setattr(sys, "argv", ["data_movement.py", *flags])
+    data_movement.main()
+    *lines, by_seed, last = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("[synthetic] ") for line in lines)
+    assert "not CIFAR-10" in last
+    steps = {}
+    for name in "FF", "BP":
+        counts = re.search(rf"{name} \[(\d+), (\d+), (\d+)\]", by_seed).groups()
+        steps[name] = [int(count) for count in counts]
+        assert all(count % 4 == 0 for count in steps[name])
+    rows = {}
+    for name in "FF", "BP":
+        programs = record(name, "best", 16)
+        rows[name] = data_movement.make_row(name, "best", "train_step", 16, programs)
+        (line,) = [line for line in lines if f"] {name} " in line]
+        mean, price = np.mean(steps[name]), 16 * data_movement.total(rows[name]) / 1e9
+        sd = np.std(steps[name], ddof=1)
+        numbers = [f"{mean:.0f}", "±", f"{sd:.0f}"]
+        numbers += [f"{price:.1f}", f"{mean * price:,.0f}"]
+        assert line.split()[2:] == numbers
+    shares = [
+        data_movement.total(rows["FF"], word, evict)
+        / data_movement.total(rows["BP"], word, evict)
+        for word in (1, 4)
+        for evict in (True, False)
+    ]
+    fewer = np.mean(steps["FF"]) / np.mean(steps["BP"])
+    (line,) = [line for line in lines if "FF/BP" in line]
+    assert line.split()[2:] == [f"{fewer:.3f}"] + [
+        f"{times * min(shares):.3f}-{times * max(shares):.3f}" for times in (1, fewer)
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--steps", "--out", "a.json"], ["--dataset", "synthetic"]]
+)
+def test_flags_that_do_not_fit_together_are_one_line(monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["data_movement.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        data_movement.main()
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--steps" in err
 
 
 def test_cache_misses_are_those_of_a_step_or_left_out(monkeypatch, tmp_path):

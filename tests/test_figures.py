@@ -1,11 +1,14 @@
 """The figures and the animation: what is drawn, what is written, what is said."""
 
+import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import data_movement
 import matplotlib
 import numpy as np
 import pytest
@@ -674,6 +677,189 @@ def test_a_run_without_a_full_test_is_not_compared(call, models, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def movement(tmp_path):
+    """A file of tests/data_movement.py --out, with prices by chance."""
+    rng, rows = np.random.default_rng(0), []
+    for batch in data_movement.BATCHES:
+        for settings in data_movement.SETTINGS:
+            for name, order in ("FF", ""), ("FF", "by layer"), ("BP", ""):
+                case = {"learner": name, "settings": settings, "batch": batch}
+                case |= {"order": order, "work": "train_step", "variants": []}
+                for optimiser, evict in (True, True), (True, False), (False, True):
+                    for word in data_movement.WORDS:
+                        prices = rng.uniform(1, 2, len(data_movement.KINDS))
+                        prices *= 1e11 * word * (1 + optimiser) / batch
+                        kinds = dict(zip(data_movement.KINDS, prices.tolist()))
+                        variant = {"word": word, "evict": evict, "kinds": kinds}
+                        case["variants"].append(variant | {"optimiser": optimiser})
+                rows.append(case)
+    path = tmp_path / "movement.json"
+    path.write_text(json.dumps({"rows": rows, "machine": {}, "versions": {}}))
+    return path
+
+
+def test_the_figure_of_data_movement_is_whole_and_the_only_one(
+    call, movement, tmp_path
+):
+    outdir = tmp_path / "new"
+    lines = call(viz.main, "--data-movement", movement, "--outdir", outdir)
+    (path,) = outdir.iterdir()
+    assert path.name == "data_movement.png"
+    assert lines == [f"wrote {path}"]
+    assert path.stat().st_size < 400_000
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert 1000 <= pixels.shape[1] <= 1600
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all()
+
+
+def test_the_prices_that_are_drawn_are_those_of_the_file(movement):
+    prices = {}
+    for row in json.loads(movement.read_text())["rows"]:
+        case = row["settings"], row["order"], row["batch"], row["learner"]
+        for variant in row["variants"]:
+            which = variant["optimiser"], variant["evict"], variant["word"]
+            prices[(*case, *which)] = variant["kinds"]
+
+    def total(*case):
+        return sum(prices[case].values())
+
+    ratios, *panels = viz.data_movement(viz.read_movement(movement)).axes
+    lines = lines_of(ratios)
+    for name, settings, order in (
+        ("recurrent network", "recurrent", ""),
+        ("textbook order of loops", "textbook", ""),
+        ("one layer, ten labels", "best", ""),
+        ("headline", "headline", ""),
+        ("headline, layer after layer", "headline", "by layer"),
+    ):
+        expected, spans = [], []
+        for x, batch in enumerate([1, 8, 64, 256]):
+            found = [
+                total(settings, order, batch, "FF", True, *rest)
+                / total(settings, "", batch, "BP", True, *rest)
+                for rest in ((True, 4), (True, 1), (False, 4), (False, 1))
+            ]
+            expected.append(found[0])
+            spans.append([[x, min(found)], [x, max(found)]])
+        np.testing.assert_allclose(lines[name], expected)
+        index = list(lines).index(name)
+        drawn = ratios.collections[index].get_segments()
+        np.testing.assert_allclose(drawn, spans)
+    ticks = [tick.get_text() for tick in ratios.get_xticklabels()]
+    assert ticks == ["1", "8", "64", "256"]
+
+    assert len(panels) == 4
+    for axes, (settings, batch) in zip(
+        panels,
+        [
+            (["headline", "best"], 1),
+            (["headline", "best"], 64),
+            (["recurrent"], 1),
+            (["recurrent"], 64),
+        ],
+        strict=True,
+    ):
+        assert axes.title.get_text() == f"batch {batch}"
+        cases = [(s, "", batch, name) for s in settings for name in ("FF", "BP")]
+        heights = np.reshape([bar.get_height() for bar in axes.patches], (-1, 2, 7))
+        for case, (adam, other), line, text in zip(
+            cases, heights, axes.lines, axes.texts, strict=True
+        ):
+            whole = prices[(*case, True, True, 4)]
+            without = prices[(*case, False, True, 4)]
+            for k, kind in enumerate(viz.KINDS):
+                difference = whole[kind] - without[kind]
+                np.testing.assert_allclose(1e9 * adam[k], difference)
+                np.testing.assert_allclose(1e9 * other[k], without[kind])
+            np.testing.assert_allclose(line.get_ydata(), adam.sum())
+            price = sum(whole.values()) / 1e9
+            assert float(text.get_text()) == pytest.approx(price, rel=0.006)
+            assert text.xy[1] == pytest.approx(price)
+            assert price < axes.get_ylim()[1]
+
+
+def test_no_text_of_the_figure_of_data_movement_covers_another(movement):
+    with matplotlib.style.context(["default", viz.STYLE]):
+        figure = viz.data_movement(viz.read_movement(movement))
+        figure.draw_without_rendering()
+        parts = [figure._suptitle, figure._supxlabel, figure.axes[0].get_legend()]
+        parts += figure.subfigs[1].legends
+        for axes in figure.axes:
+            parts += [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
+            parts += [
+                *axes.get_xticklabels(which="both"),
+                *axes.get_yticklabels()[1:-1],
+            ]
+        boxes = [part.get_window_extent() for part in parts if part.get_visible()]
+    boxes = [box for box in boxes if box.width and box.height]
+    assert len(boxes) > 40
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def without_a_row(content):
+    content["rows"].pop(0)
+
+
+def without_a_variant(content):
+    content["rows"][0]["variants"].pop(0)
+
+
+def without_a_kind(content):
+    del content["rows"][0]["variants"][0]["kinds"]["weights"]
+
+
+def with_a_price(price):
+    def change(content):
+        kinds = content["rows"][0]["variants"][0]["kinds"]
+        kinds.update(dict.fromkeys(kinds, price))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_a_row,
+        without_a_variant,
+        without_a_kind,
+        with_a_price(0),
+        with_a_price(-1),
+        with_a_price(math.nan),
+        with_a_price(math.inf),
+        with_a_price("much"),
+        with_a_price(10**400),
+        lambda content: content.pop("rows"),
+        lambda content: content.update(rows=3),
+        lambda content: content.update(rows=["row"]),
+        lambda content: content.update(rows=[]),
+    ],
+)
+def test_a_foreign_file_of_data_movement_is_refused(movement, change):
+    content = json.loads(movement.read_text())
+    change(content)
+    movement.write_text(json.dumps(content))
+    with pytest.raises(ff.RunError, match=r"movement\.json is not what .* writes"):
+        viz.read_movement(movement)
+
+
+def test_a_damaged_file_of_data_movement_is_one_line_and_no_figure(
+    movement, models, tmp_path
+):
+    half = tmp_path / "half.json"
+    half.write_bytes(movement.read_bytes()[:999])
+    for path in (half, models(), tmp_path, tmp_path / "none.json"):
+        outdir = tmp_path / "viz"
+        code, out, err = script(viz, "--data-movement", path, "--outdir", outdir)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert str(path) in err
+        assert not list(outdir.iterdir())
+
+
 def test_a_write_that_fails_is_one_error_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "figure.png").mkdir()
     with pytest.raises(ff.RunError, match=r"cannot write .*figure\.png"):
@@ -895,6 +1081,8 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--bp-lr", "0.1", "--no-bp-baseline"]),
         (viz, ["--model", "model.npz", "--runs", "a.npz"]),
         (viz, ["--seed", "1", "--runs", "a.npz"]),
+        (viz, ["--data-movement", "a.json", "--runs", "a.npz"]),
+        (viz, ["--seed", "1", "--data-movement", "a.json"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),
