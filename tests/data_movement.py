@@ -21,7 +21,7 @@ and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 an
     BP headline                            298.664    6.004    3.173
     FF best                                194.085    4.715    3.559
     BP best                                193.364    3.693    1.759
-    FF recurrent                           947.639   66.095   90.062
+    FF recurrent                           785.351   43.861   55.438
     BP recurrent                           320.290    8.204    6.471
 """
 
