@@ -29,6 +29,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 LONG = "tests/run.py", "tests/benchmark.py", "tests/data_movement.py"
 # What the README may name though no script has it, and why.
 NOT_OURS = {
+    "--with": "uv's: a package more",
     "--negatives hardest": "removed, but the runs made with it stand in the tables",
 }
 
@@ -67,7 +68,8 @@ PYTHON = [
 
 def parse(line):
     """The words of a command of a known kind, from its program on; or None."""
-    match words := shlex.split(line, comments=True):
+    words = shlex.split(line.replace("uv run --with jax ", "uv run "), comments=True)
+    match words:
         case ["uv", "run", script, *flags] | ["python3", script, *flags]:
             if script in LONG or script in SCRIPTS:
                 return script, *flags
@@ -104,7 +106,7 @@ COMMANDS, OUTPUTS = read_commands()
 
 
 def test_no_command_and_no_block_is_overlooked():
-    run = re.findall(r"(?:uv\s+run|python3?)\s+(\S+\.py)", README)
+    run = re.findall(r"(?:uv\s+run(?:\s+--with\s+jax)?|python3?)\s+(\S+\.py)", README)
     assert set(run) == {words[0] for words in COMMANDS if words[0].endswith(".py")}
     assert len(PYTHON) == len(re.findall(r"^ *(?:```|~~~) *py", README, re.MULTILINE))
     for mark in "`", "~~~", "<pre", "<code":
@@ -229,12 +231,13 @@ def without_numbers(text):
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=range(len(OUTPUTS)))
 def test_the_words_of_an_output_are_those_that_the_scripts_print(output):
-    trees = [ast.parse((ROOT / name).read_text()) for name in (*SCRIPTS, *LONG)]
+    files = *SCRIPTS, *LONG, "tests/jax_peer.py"
+    trees = [ast.parse((ROOT / name).read_text()) for name in files]
     constants = [
-        node.value
+        node.value if isinstance(node, ast.Constant) else node.name
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
+        if isinstance(node, ast.Constant | ast.FunctionDef)
     ]
     ours = "\n".join(" ".join(str(value).split()) for value in constants)
     for line in output.splitlines():
