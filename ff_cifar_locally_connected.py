@@ -1054,7 +1054,10 @@ class Connection:
         return self.corner[1] if has_corner else 0
 
     def reads(self, inputs, rows):
-        """For what each product reads of `inputs`: tiles, passes and x (t, T, K, S*B)."""
+        """What each product reads of `inputs`: its tiles, passes and x (t, T, K, S*B).
+
+        The tiles are those of the corner, which end with it, or all that follow it.
+        """
         c = self.in_corner(rows, inputs)
         parts = [(np.s_[c:], inputs.maps)]
         if c:
