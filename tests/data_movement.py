@@ -13,7 +13,7 @@ processor. Writes and arithmetic are free. There is no cache size to choose: wha
 used a short while ago is cheap, and what waited for long is dear.
 
 With --steps, it is the price of as many steps as FF and BP need to be equally good. Else,
-the table, in about three minutes, has the second step of each learner as its code runs,
+the table, in about two minutes, has the second step of each learner as its code runs,
 and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 and 256:
 
     FF headline                            296.369    6.022    3.138

@@ -1002,6 +1002,21 @@ def test_the_bars_are_the_goodness_of_the_layers_that_predict(
     assert len(dotted) == (theta is not None)
 
 
+@pytest.mark.parametrize("objective", ["max", "min"])
+def test_the_blue_bar_is_what_the_recurrent_network_predicts(data, objective):
+    args = arguments(bp_baseline=False, n_epochs=1, objective=objective, **RECURRENT)
+    snapshots = animation.make_snapshots(args, data, lambda line: None)
+    frame = animation.draw_frame(args, snapshots, 1, data[2][0], data[3][0])
+    learner = ff.make_learners(args)[0]
+    ff.train(learner, data, args, tell=lambda line: None)
+    (predicted,) = learner.predict(data[2][:1])
+    colours = [bar.get_facecolor() for bar in frame.axes[3].patches]
+    blue = matplotlib.colors.to_rgba(viz.LEARNER_LOOKS["FF"]["color"])
+    assert [k for k, colour in enumerate(colours) if colour == blue] == [predicted]
+    lengths = [bar.get_width() for bar in frame.axes[3].patches]
+    assert (np.argmax if objective == "max" else np.argmin)(lengths) == predicted
+
+
 @pytest.mark.parametrize("settings", ANIMATED)
 def test_the_demo_image_is_what_the_network_sees(data, settings):
     _, frame = draw_last_frame(data, 2, settings)
