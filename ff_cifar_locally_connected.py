@@ -75,6 +75,11 @@ LABEL_ON, LABEL_OFF = 1.0, -1.0
 RECEPTIVE_FIELDS = 11, 5, 5, 5  # side of layer i's receptive fields
 CHANNELS = 8  # units at each position, unless --channels says otherwise
 
+SHIFT = 2  # pixels, see augment()
+
+# --whiten: side of the patches, the least variance, and the images that it looks at
+WHITENING_FIELD, WHITENING_EPSILON, WHITENING_IMAGES = 5, 0.01, 2000
+
 # Hinton's recurrent network (sections 3.4 and 4): maps as large as the image
 RECURRENT_FIELD, RECURRENT_CHANNELS = 11, 3
 KEPT = 0.3  # of a unit's last activity, in each iteration
@@ -122,10 +127,58 @@ def normalise(images, mean=CIFAR_MEAN):
     return np.multiply(images, np.float32(1 / 255), dtype=np.float32) - mean
 
 
-def normalised_maps(images):
-    """uint8 (B, H, W, 3) -> normalised (H, W, 3, 1, B): one map for all passes."""
+def normalised_maps(images, whitening=None):
+    """uint8 (B, H, W, 3) -> normalised (H, W, 3, 1, B): one map for all passes.
+
+    whitening: a filter of whitening_filter(), applied to them, or None
+    """
     images = np.ascontiguousarray(np.moveaxis(images, 0, -1))
-    return normalise(images, CIFAR_MEAN[:, None])[:, :, :, None]
+    x = normalise(images, CIFAR_MEAN[:, None])
+    if whitening is not None:
+        x = filtered(x, whitening)
+    return x[:, :, :, None]
+
+
+def whitening_filter(images):
+    """ZCA whitening of patches, as a filter (F, F, 3, 3) by row, column, colour in and
+    out: what decorrelates neighbouring pixels and colours.
+
+    With C the mean of p p^T over patches p (F*F*3,) of normalised images, uint8 (n, H,
+    W, 3), it is the part of (C + WHITENING_EPSILON)^(-1/2) that makes a patch's middle
+    pixel, scaled to leave the mean square as it was. Coates, Lee & Ng (AISTATS 2011,
+    section 3.1.2) whiten patches so.
+    """
+    F = WHITENING_FIELD
+    x = normalise(images[:WHITENING_IMAGES])
+    patches = sliding_window_view(x, (F, F), (1, 2))[:, ::F, ::F]
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, F * F * DEPTH)
+    C = patches.T @ patches / np.float32(len(patches))
+    variances, directions = np.linalg.eigh(C)
+    zca = directions / np.sqrt(variances + np.float32(WHITENING_EPSILON)) @ directions.T
+    middle = zca.reshape(-1, F * F, DEPTH)[:, F * F // 2]
+    middle *= np.sqrt(np.trace(C) / (F * F) / np.trace(middle.T @ C @ middle))
+    return middle.reshape(F, F, DEPTH, DEPTH)
+
+
+def filtered(x, kernel):
+    """Maps (H, W, 3, B) filtered by `kernel` (F, F, 3, 3), the edge repeated around.
+
+    A row of pixels is one product of the F rows around it with a banded matrix.
+    """
+    (H, W, depth, B), F = x.shape, len(kernel)
+    around = F // 2, F // 2
+    padded = np.pad(x, (around, around, (0, 0), (0, 0)), mode="edge")
+    band = np.zeros((W, depth, F, W + F - 1, depth), np.float32)
+    for column in range(W):
+        band[column, :, :, column : column + F] = np.moveaxis(kernel, -1, 0)
+    band, result = band.reshape(W * depth, -1), np.empty_like(x)
+
+    def work(row):
+        rows = padded[row : row + F].reshape(-1, B)
+        np.matmul(band, rows, out=result[row].reshape(-1, B))
+
+    parallel(work, H)
+    return result
 
 
 def encode_labels(pixels, labels):
@@ -223,6 +276,8 @@ class ForwardForward:
     """Layers that each learn, alone, a higher goodness for the true label than for others.
 
     label_input: "corner", a block of the image, or "everywhere", top-down to all units
+    pass_up: what a layer passes up. "labelled": its activity in each pass; "neutral":
+        that with a neutral label (0.1 of each), once for all passes
     negatives: the wrong labels to learn from. "uniform": one of the nine; "sampled": one
         in proportion to a softmax of the goodness that predicts, as the paper (section
         4) does with a classifier's; "all": all nine
@@ -237,6 +292,7 @@ class ForwardForward:
 
     def __init__(self, args):
         self.label_input, self.negatives = args.label_input, args.negatives
+        self.pass_up, self.whitening = args.pass_up, no_whitening(args)
         self.sign = 1 if args.objective == "max" else -1
         self.threshold, self.temperature = args.threshold, np.float32(args.temperature)
         self.generators = make_generators(args.seed)
@@ -255,15 +311,16 @@ class ForwardForward:
 
     def weights(self):
         """The weights by their names in model.npz."""
-        return stack_weights(self.layers, "ff")
+        return stack_weights(self.layers, "ff") | whitening_weights(self)
 
     def set_weights(self, arrays):
         """Take over the weights of a model.npz."""
         set_stack_weights(self.layers, "ff", arrays)
+        set_whitening(self, arrays)
 
     def inputs(self, images, labels):
         """What layer 0 reads in the passes with `labels` (P, B) or (P, 1)."""
-        maps = normalised_maps(images)
+        maps = normalised_maps(images, self.whitening)
         if self.label_input == "everywhere":
             return Maps(maps)
         rows, columns = self.layers[0].connections[0].sees
@@ -278,15 +335,18 @@ class ForwardForward:
         layers keep what train_step() needs to see their activities again.
         """
         P, B = len(labels), len(images)
+        neutral = self.pass_up == "neutral"
         x, result = self.inputs(images, labels), []
         for layer, above in zip(self.layers, [*self.layers[1:], None], strict=True):
             # By row of tiles, as the order of a sum must not depend on the threads.
-            g, squares = np.zeros((2, layer.tiles, P, B))
+            g = np.zeros((layer.tiles, P, B))
+            squares = np.zeros((layer.tiles, 1 if neutral else P, B))
             maps = above and above.new_inputs(layer, P, B)
 
             def see(h, rows, layer=layer, g=g, squares=squares, maps=maps):
                 g[rows.start] = goodness(h)
                 if maps:
+                    h = layer.neutral_activity(rows) if neutral else h
                     squares[rows.start] = sum_of_squares(h)
                     maps.put(layer, h, rows)
 
@@ -566,6 +626,7 @@ class Backprop:
         self.generators = make_generators(args.seed)
         rng = self.generators["initialisation"]
         self.layers = make_layers(rng, args)
+        self.whitening = no_whitening(args)
         self.adam = make_adam(args, args.bp_lr or args.lr)
         flat = self.layers[-1].n_units
         W = rng.standard_normal((flat, N_CLASSES), np.float32)
@@ -580,17 +641,18 @@ class Backprop:
     def weights(self):
         """The weights by their names in model.npz."""
         readout = {"bp_W_out": self.W_out.value, "bp_b_out": self.b_out.value}
-        return stack_weights(self.layers, "bp") | readout
+        return stack_weights(self.layers, "bp") | readout | whitening_weights(self)
 
     def set_weights(self, arrays):
         """Take over the weights of a model.npz."""
         set_stack_weights(self.layers, "bp", arrays)
+        set_whitening(self, arrays)
         self.W_out.value[:] = arrays["bp_W_out"]
         self.b_out.value[:] = arrays["bp_b_out"]
 
     def forward(self, images):
         """The maps (H, W, C, 1, B) that each layer makes, and logits (N_CLASSES, B)."""
-        x, maps = normalised_maps(images), []
+        x, maps = normalised_maps(images, self.whitening), []
         for layer in self.layers:
             h_maps = reuse(layer.buffers, "h", *layer.shape, 1, len(images))
 
@@ -650,8 +712,9 @@ def make_layers(rng, args, label_input=None):
     if args.network == "recurrent":
         return make_recurrent_layers(rng, args, top_down=label_input is not None)
     layers, side, depth = [], SIDE, DEPTH
-    for i, field in enumerate(RECEPTIVE_FIELDS[: args.n_layers]):
-        if label_input is None or (label_input == "everywhere" and i == 0):
+    for i, field in enumerate(args.fields[: args.n_layers]):
+        unlabelled = i == 0 or args.pass_up == "neutral"
+        if label_input is None or (label_input == "everywhere" and unlabelled):
             differs = 0, 0
         elif label_input == "corner" and i < 2:
             # Fields of units beyond the block's rows and columns miss it, and these
@@ -703,6 +766,21 @@ def set_stack_weights(layers, prefix, arrays):
         )
 
 
+def no_whitening(args):
+    """None, or with --whiten what train() puts its filter into, NaN as yet."""
+    shape = WHITENING_FIELD, WHITENING_FIELD, DEPTH, DEPTH
+    return np.full(shape, np.nan, np.float32) if args.whiten else None
+
+
+def whitening_weights(learner):
+    return {} if learner.whitening is None else {"whitening": learner.whitening}
+
+
+def set_whitening(learner, arrays):
+    if learner.whitening is not None:
+        learner.whitening[:] = arrays["whitening"]
+
+
 def make_adam(args, learning_rate):
     steps = args.n_epochs * math.ceil(args.train_subset / args.batch_size)
     total_steps = steps if args.lr_schedule == "linear" else None
@@ -719,12 +797,14 @@ def new_history(**shapes):
     return {name: np.empty((0, *shape)) for name, shape in shapes.items()}
 
 
-def augment(images, rng):
-    """Images (B, H, W, C), half of them mirrored, shifted by up to 2 pixels each way."""
-    B = len(images)
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+def augment(images, rng, shift):
+    """Images (B, H, W, C), half of them mirrored, shifted by up to `shift` pixels each
+    way, the edge repeated."""
+    B, around = len(images), (shift, shift)
+    padded = np.pad(images, ((0, 0), around, around, (0, 0)), mode="edge")
     crops = sliding_window_view(padded, (SIDE, SIDE), (1, 2))
-    rows, columns, mirrored = rng.integers(0, [[5], [5], [2]], (3, B))
+    places = 2 * shift + 1
+    rows, columns, mirrored = rng.integers(0, [[places], [places], [2]], (3, B))
     crops = crops[np.arange(B), rows, columns].transpose(0, 2, 3, 1)
     return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
 
@@ -765,7 +845,7 @@ def train_epoch(learner, images, labels, args, where):
         batch = order[i : i + args.batch_size]
         x = images[batch]
         if args.augment:
-            x = augment(x, learner.generators["augmentation"])
+            x = augment(x, learner.generators["augmentation"], args.shift)
         for name, value in learner.train_step(x, labels[batch]).items():
             if not np.isfinite(value).all():
                 at = int(np.argmin(np.isfinite(value)))
@@ -809,6 +889,8 @@ def train(learner, data, args, after_epoch=None, tell=print):
     """
     train_x, train_y, test_x, test_y = data
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
+    if args.whiten:
+        learner.whitening[:] = whitening_filter(train_x)
     n, history = args.eval_subset, learner.history
     first, began = len(history["wallclock"]), time.perf_counter()
     if first < args.n_epochs:
@@ -1220,7 +1302,7 @@ class Layer:
         first = self.connections[0]
         S = 1 if first.shared else P
         maps = reuse(self.buffers, "maps", *below.shape, S, B)
-        if not first.shared:
+        if not any(first.corner):
             return Maps(maps)
         # Whole tiles of the layer below, though the last may be seen in part.
         sides = [math.ceil(side / below.tile) * below.tile for side in first.sees]
@@ -1270,12 +1352,7 @@ class Layer:
         if rows.start in self.kept:
             return self.kept[rows.start]
         first, *others = (connection.product(rows) for connection in self.active)
-        bias = self.b.value[rows, :, :, None, None]
-        if self.V and self.labels is None:
-            bias = bias + self.V.value[rows].mean(axis=3)[..., None, None]
-        elif self.V:
-            # (P, 1) where a pass has one label for all, else one for each image.
-            bias = bias + self.V.value[rows][..., self.labels]
+        bias = self.bias(rows, self.labels)
         passes = max(x.shape[3] for x in (bias, first, *others))
         shape = *first.shape[:3], passes, first.shape[4]
         if passes <= 2:
@@ -1286,6 +1363,27 @@ class Layer:
         for other in others:
             h += other
         return np.clip(h, 0, np.inf, out=h)  # 4 times as fast as np.maximum(h, 0)
+
+    def bias(self, rows, labels):
+        """b + V[label] of these rows of tiles, see forward(): (t, T, N, P, B or 1)."""
+        b = self.b.value[rows, :, :, None, None]
+        if self.V is None:
+            return b
+        V = self.V.value[rows]
+        # (P, 1) where a pass has one label for all, else one for each image.
+        return b + (
+            V.mean(axis=3)[..., None, None] if labels is None else V[..., labels]
+        )
+
+    def neutral_activity(self, rows):
+        """A piece of the last forward()'s activity, had its label been a neutral one.
+
+        (t, T, N, 1, B), in scratch. All passes must have read the same.
+        """
+        (connection,) = self.active
+        h = connection.product(rows)
+        h = np.add(h, self.bias(rows, None), out=scratch("neutral", *h.shape))
+        return np.clip(h, 0, np.inf, out=h)
 
     def pick(self, passes):
         """Go on, of the last forward()'s passes, with those (P', B) of each image.
@@ -2019,6 +2117,17 @@ def model_arrays(args, learners, full_test):
     return arrays | {name: np.float64(value) for name, value in full_test.items()}
 
 
+# The arguments that older files do not have, but for the fields, which are those of
+# their layers.
+OLDER_DEFAULTS = {
+    "network": "feedforward",
+    "objective": "max",
+    "pass_up": "labelled",
+    "shift": SHIFT,
+    "whiten": False,
+}
+
+
 def load_model(path):
     """The learners of a model.npz by name, the arguments of its run, and its arrays.
 
@@ -2028,9 +2137,9 @@ def load_model(path):
     arrays = load_npz(path, f"model: make one with {MAKE_MODEL}")
     try:
         config = json.loads(str(arrays["config"]))["arguments"]
-        config = {"network": "feedforward", "objective": "max"} | config  # older files
-        args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
         specs = arrays["layer_specs"]
+        config = OLDER_DEFAULTS | {"fields": specs[:, 0].tolist()} | config
+        args = argparse.Namespace(**{name: config[name] for name in TRAINING_ARGUMENTS})
         if len(specs) != args.n_layers or not all(specs[:, 1] == args.channels):
             raise ValueError("layer_specs and config differ")
         if len(arrays["ff_wallclock"]) != args.n_epochs:
@@ -2134,6 +2243,11 @@ def number(kind, low, high=2**63 - 1):
     return parse
 
 
+def fields(text):
+    """An argparse type: sides of receptive fields, such as 11,5,5,5."""
+    return [number(int, 1, SIDE)(part) for part in text.split(",")]
+
+
 def threshold(text):
     """An argparse type: theta, a number above 0, or "halfway"."""
     try:
@@ -2205,6 +2319,11 @@ def add_training_flags(parser, backprop=True):
             *flags, default=default, type=kind, help=help, metavar=metavar
         )
 
+    def switch(flag, help):
+        form = argparse.BooleanOptionalAction
+        help += " (default: %(default)s)"
+        group.add_argument(flag, action=form, default=False, help=help)
+
     def choose(flag, *choices_and_help):
         *choices, help = choices_and_help
         help += " (default: %(default)s)"
@@ -2220,19 +2339,30 @@ def add_training_flags(parser, backprop=True):
     add("--n-layers", 2, depth, "locally-connected layers, 1 to 4; recurrent: 2 or 3")
     help = "units at each position of a layer"
     add("--channels", CHANNELS, number(int, 1, 1_000_000), help)
+    help = "sides of the layers' receptive fields, from the first on, with commas"
+    add("--fields", ",".join(map(str, RECEPTIVE_FIELDS)), fields, help, "N,...")
     add("--batch-size", 64, count, "images in a step")
     add("--lr", 0.01, positive, "Adam's learning rate")
     help = "constant, or falling linearly to 0"
     choose("--lr-schedule", "constant", "linear", help)
     add("--weight-decay", 0.0, at_least_0, "of weights, decoupled as in AdamW")
-    help = "mirror images at random and shift them by up to 2 pixels"
-    group.add_argument("--augment", action="store_true", help=help)
+    switch("--augment", "mirror images at random and shift them")
+    add(
+        "--shift",
+        SHIFT,
+        number(int, 0, SIDE),
+        "pixels, at most, each way, of --augment",
+    )
+    switch("--whiten", "decorrelate neighbouring pixels and colours of the image (ZCA)")
     group = parser.add_argument_group("Forward-Forward")
     help = "recurrent: the true label's goodness is to be high, or low"
     choose("--objective", "max", "min", help)
     help = "where the label enters: a block of the image, or top-down into all units; "
     help += "recurrent: from the top"
     choose("--label-input", "corner", "everywhere", "top", help)
+    help = "what a layer passes up: its activity with each label, or with a neutral "
+    help += "one, once for all"
+    choose("--pass-up", "labelled", "neutral", help)
     help = "wrong labels: any one, one by softmax of goodness, or all nine; recurrent: "
     help += "one by a classifier, unless it is any one or all"
     choose("--negatives", "uniform", "sampled", "all", "classifier", help)
@@ -2243,9 +2373,7 @@ def add_training_flags(parser, backprop=True):
     add("--temperature", 1.0, positive, help)
     if backprop:
         group = parser.add_argument_group("backprop")
-        help = "train the same stack with backprop too (default: %(default)s)"
-        switch = argparse.BooleanOptionalAction
-        group.add_argument("--bp-baseline", action=switch, help=help)
+        switch("--bp-baseline", "train the same stack with backprop too")
         help = "learning rate of backprop (default: --lr)"
         group.add_argument("--bp-lr", type=positive, metavar="N", help=help)
     # Set above, Python before 3.13 would say it in the help a second time.
@@ -2273,6 +2401,26 @@ def parse(parser):
         (
             recurrent and args.recipe != "headline",
             f"--recipe {args.recipe} is for the feed-forward network",
+        ),
+        (
+            recurrent and (args.whiten or args.fields != list(RECEPTIVE_FIELDS)),
+            "--whiten and --fields are for the feed-forward network",
+        ),
+        (
+            args.n_layers > len(args.fields),
+            f"--n-layers {args.n_layers} needs as many --fields",
+        ),
+        (
+            sum(args.fields[: args.n_layers]) - args.n_layers >= SIDE,
+            f"--fields {args.fields} leave {args.n_layers} layers no position",
+        ),
+        (
+            args.pass_up == "neutral" and args.label_input != "everywhere",
+            "--pass-up neutral needs --label-input everywhere",
+        ),
+        (
+            args.shift != defaults.get("shift", SHIFT) and not args.augment,
+            "--shift needs --augment",
         ),
         (
             recurrent and args.n_layers not in (2, 3),

@@ -27,6 +27,33 @@ def with_labels(images, labels):
     return out
 
 
+def whitening_filter(images):
+    """(5, 5, 3, 3): the middle pixel of ZCA whitened 5 x 5 patches of the first 2,000
+    images, from the singular values of all patches that do not overlap."""
+    x = normalise(images[:2000], np.float64)
+    patches = np.array(
+        [x[:, i : i + 5, j : j + 5] for i in range(0, 26, 5) for j in range(0, 26, 5)]
+    ).reshape(-1, 75)
+    n = len(patches)
+    _, sizes, directions = np.linalg.svd(patches, full_matrices=False)
+    zca = directions.T @ np.diag(1 / np.sqrt(sizes**2 / n + 0.01)) @ directions
+    kernel = zca.reshape(75, 5, 5, 3)[:, 2, 2]
+    out = patches @ kernel
+    kernel *= np.sqrt((patches**2).mean() / (out**2).mean())
+    return kernel.reshape(5, 5, 3, 3)
+
+
+def filtered(x, kernel):
+    """Images (B, H, W, 3) under a filter (F, F, 3, 3), edge pixels repeated around."""
+    F, (_, H, W, _) = len(kernel), x.shape
+    cut = F // 2, F // 2
+    x = np.pad(x, ((0, 0), cut, cut, (0, 0)), mode="edge")
+    out = 0
+    for i, j in np.ndindex(F, F):
+        out = out + x[:, i : i + H, j : j + W] @ kernel[i, j]
+    return out
+
+
 def im2col(x, field):
     """(B, H, W, C) -> (positions, B, field * field * C), K in order row, column, channel."""
     windows = sliding_window_view(x, (field, field), axis=(1, 2))
@@ -55,7 +82,9 @@ class Layer:
         """Activities (positions, B, channels); keeps what the gradients need."""
         self.x, self.columns = x, im2col(x, self.field)
         u = self.columns @ self.W + self.b[:, None]
-        if self.V is not None:
+        if self.V is not None and labels is None:  # 0.1 of each
+            u = u + self.V.mean(axis=0)[:, None]
+        elif self.V is not None:
             u = u + self.V[labels].transpose(1, 0, 2)
         return np.maximum(u, 0)
 
@@ -147,10 +176,23 @@ def ff_loss_slopes(g, threshold, temperature=1.0):
 
 
 class ForwardForward:
-    """layers: of this module; the label is in their V, or else in the image's corner."""
+    """layers: of this module; the label is in their V, or else in the image's corner.
 
-    def __init__(self, layers, learning_rate, dtype, threshold=2.0, temperature=1.0):
+    neutral: what goes up is the activity without a label; kernel: see filtered()
+    """
+
+    def __init__(
+        self,
+        layers,
+        learning_rate,
+        dtype,
+        threshold=2.0,
+        temperature=1.0,
+        neutral=False,
+        kernel=None,
+    ):
         self.layers, self.dtype = layers, dtype
+        self.neutral, self.kernel = neutral, kernel
         self.loss_settings = threshold, temperature
         self.top_down = layers[0].V is not None
         self.adams = [
@@ -158,15 +200,23 @@ class ForwardForward:
             for layer in self.layers
         ]
 
+    def normalise(self, images):
+        images = normalise(images, self.dtype)
+        return images if self.kernel is None else filtered(images, self.kernel)
+
     def with_labels(self, images, labels):
         return images if self.top_down else with_labels(images, labels)
+
+    def passed_up(self, layer, x, h):
+        """What the next layer reads where this one reads x and has activity h."""
+        return layer.normalised(layer.forward(x) if self.neutral else h)
 
     def train_step(self, images, labels, negatives, refresh=True):
         """negatives: the wrong labels of each further pass, (B,) each.
 
         refresh: the next layer's input comes from a forward after the update
         """
-        images = normalise(images, self.dtype)
+        images = self.normalise(images)
         passes = [labels, *negatives]
         inputs = [self.with_labels(images, y) for y in passes]
         statistics = []
@@ -182,18 +232,21 @@ class ForwardForward:
                 du = slope[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
                 gradients = layer.weight_gradient(du, x, y)
                 total = [a + b for a, b in zip(total, gradients, strict=True)]
+            pairs = zip(inputs, activities, strict=True)
+            above = None if refresh else [self.passed_up(layer, *xh) for xh in pairs]
             for adam, p, gradient in zip(adams, layer.parameters(), total, strict=True):
                 adam.step(p, gradient)
             loss = ff_loss(g, *self.loss_settings)
             statistics += [loss, g[0].mean(), np.mean(g[1:])]
             if refresh:
                 pairs = zip(inputs, passes, strict=True)
-                activities = [layer.forward(x, y) for x, y in pairs]
-            inputs = [layer.normalised(h) for h in activities]
+                pairs = [(x, layer.forward(x, y)) for x, y in pairs]
+                above = [self.passed_up(layer, *xh) for xh in pairs]
+            inputs = above
         return np.array(statistics)
 
     def label_goodness(self, images):
-        images = normalise(images, self.dtype)
+        images = self.normalise(images)
         scores = np.empty((len(self.layers), 10, len(images)), self.dtype)
         for label in range(10):
             labels = [label] * len(images)
@@ -201,7 +254,7 @@ class ForwardForward:
             for i, layer in enumerate(self.layers):
                 h = layer.forward(x, labels)
                 scores[i, label] = goodness(h)
-                x = layer.normalised(h)
+                x = self.passed_up(layer, x, h)
         return scores
 
     def predict(self, images):

@@ -251,6 +251,29 @@ def test_label_block_is_three_rows_of_minus_one_with_the_labels_column_at_one():
         np.testing.assert_array_equal(coded[label, :, 10:], pixels[label, :, 10:])
 
 
+def test_whitening_filter_and_what_it_makes_agree_with_float64():
+    # Neighbours and colours that are correlated, as in photographs.
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((200, 34, 34, 3))
+    x = noise[:, :-2, :-2] + noise[:, 1:-1, 2:] + noise[:, 2:, 1:-1]
+    x += x[..., :1]
+    images = np.uint8(np.clip(120 + 25 * x, 0, 255))
+    kernel = ff.whitening_filter(images)
+    np.testing.assert_allclose(kernel, plain.whitening_filter(images), atol=1e-4)
+
+    pixels = plain.normalise(images[:5], np.float64)
+    wanted = plain.filtered(pixels, kernel.astype(float))
+    maps = ff.normalised_maps(images[:5], kernel)[:, :, :, 0]
+    np.testing.assert_allclose(maps.transpose(3, 0, 1, 2), wanted, atol=1e-5)
+
+    def correlations(x):  # of a pixel's colours, and of its right neighbour's
+        pairs = np.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=3).reshape(-1, 6)
+        return np.abs(np.corrcoef(pairs.T) - np.eye(6)).max()
+
+    assert correlations(pixels) > 0.5
+    assert correlations(wanted) < correlations(pixels) / 2
+
+
 def count_negatives(draw, draws):
     """How often each label (column) is drawn by draw(labels) for each true one (row)."""
     counts = np.zeros((10, 10))
@@ -366,6 +389,43 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
     found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     np.testing.assert_array_equal(learner.predict(images), oracle.predict(images))
+
+
+@pytest.mark.parametrize("n_layers", [2, 3])
+@pytest.mark.parametrize("negatives", ["uniform", "all"])
+def test_neutral_and_whitened_steps_agree_with_the_plain_model(n_layers, negatives):
+    loss = {"threshold": "halfway" if negatives == "uniform" else None}
+    loss["temperature"] = 0.1
+    flags = {"label_input": "everywhere", "pass_up": "neutral", "negatives": negatives}
+    flags |= {"n_layers": n_layers, "fields": [6, 4, 3], "whiten": True}
+    learner = make_ff(lr=1e-3, **flags, **loss)
+    rng = np.random.default_rng(7)
+    learner.whitening[:] = rng.standard_normal(learner.whitening.shape) / 8
+    randomise_label_weights(learner, rng)
+    layers = [plain_layer(layer) for layer in learner.layers]
+    oracle = plain.ForwardForward(
+        layers,
+        1e-3,
+        np.float64,
+        neutral=True,
+        kernel=learner.whitening.astype(float),
+        **loss,
+    )
+    for B in (7, 4, 7):
+        images = random_images(rng, B)
+        labels = rng.integers(0, 10, B).astype(np.uint8)
+        wrong = negatives_of(learner, images, labels)
+        found = learner.train_step(images, labels)
+        wanted = oracle.train_step(images, labels, wrong, refresh=False)
+        found = [found[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
+        np.testing.assert_allclose(np.transpose(found).ravel(), wanted, rtol=2e-4)
+        for layer, truth in zip(learner.layers, oracle.layers, strict=True):
+            weights = layer.get_weights().values()
+            for f, w in zip(weights, truth.parameters(), strict=True):
+                assert np.abs(f.reshape(w.shape) - w).mean() < 5e-6
+    images = random_images(rng, 9)
+    found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
@@ -564,17 +624,21 @@ def test_linear_schedule_takes_equal_cuts_down_to_the_last_step():
     np.testing.assert_allclose(steps, [1, 0.75, 0.5, 0.25], rtol=1e-4)
 
 
-def test_augmentation_mirrors_and_shifts_by_up_to_two_pixels_at_random():
+@pytest.mark.parametrize("shift", [0, 2, 4])
+def test_augmentation_mirrors_and_shifts_at_random(shift):
     rng = np.random.default_rng(0)
     image = random_images(rng, 1)[0]
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
-    variants = {}
-    for i, j in np.ndindex(5, 5):
+    around = shift, shift
+    padded = np.pad(image, (around, around, (0, 0)), mode="edge")
+    variants, places = {}, 2 * shift + 1
+    for i, j in np.ndindex(places, places):
         crop = padded[i : i + 32, j : j + 32]
         variants[crop.tobytes()] = i, j, 0
         variants[crop[:, ::-1].tobytes()] = i, j, 1
-    images = ff.augment(np.repeat(image[None], 2000, axis=0), rng)
+    n = 40 * 2 * places**2
+    images = ff.augment(np.repeat(image[None], n, axis=0), rng, shift)
     assert images.dtype == np.uint8
     seen = [variants[x.tobytes()] for x in images]
-    counts = np.bincount([i * 10 + j * 2 + k for i, j, k in seen], minlength=50)
-    assert counts.min() > 15  # of 40 expected, with a deviation of 6
+    assert len(set(seen)) == 2 * places**2
+    counts = [seen.count(variant) for variant in set(seen)]
+    assert min(counts) > 15  # of 40 expected, with a deviation of 6

@@ -93,6 +93,8 @@ NONSENSE = {
     "--negatives": ["easy", ""],
     "--threshold": ["0", "-2", "nan", "inf", "x", "half"],
     "--temperature": ["0", "-1", "nan"],
+    "--fields": ["", "0", "33", "5,", "5,x", "5;5", "5,-5"],
+    "--shift": ["-1", "33", "1.5", "nan"],
     "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
     "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
     "--dataset": ["mnist", "CIFAR10", "", "two\nlines"],
@@ -145,6 +147,12 @@ def test_a_usage_error_of_the_script_itself_has_exit_code_2(run, flags):
         "--label-input top",
         "--negatives classifier",
         "--objective min",
+        "--network recurrent --whiten",
+        "--network recurrent --fields 5,5",
+        "--fields 5",
+        "--n-layers 2 --fields 20,14",
+        "--pass-up neutral",
+        "--shift 3",
     ],
 )
 def test_flags_that_do_not_fit_together_are_a_one_line_usage_error(
@@ -156,7 +164,8 @@ def test_flags_that_do_not_fit_together_are_a_one_line_usage_error(
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert_one_line(err, "script.py: error: ", flags.split()[-2])
+    *_, flag, _ = flags.replace("--whiten", "--whiten on").split()
+    assert_one_line(err, "script.py: error: ", flag)
 
 
 def test_a_recipe_sets_defaults_and_flags_before_or_after_it_override_them(monkeypatch):
@@ -211,10 +220,29 @@ def test_a_recurrent_run_saves_loads_resumes_and_does_not_depend_on_threads(
     assert_same_bits(whole, resumed)
 
 
+def test_a_run_with_whitening_and_neutral_labels_saves_loads_and_resumes(run, tmp_path):
+    flags = "--label-input", "everywhere", "--negatives", "all", "--pass-up", "neutral"
+    flags += "--whiten", "--fields", "5,4", "--n-epochs", "2", "--bp-baseline"
+    flags += "--augment", "--shift", "4", "--full-test", "--temperature", "0.05"
+    whole, resumed = tmp_path / "a.npz", tmp_path / "b.npz"
+    assert run(*flags, "--save", whole)[0] == 0
+    checkpoint = "--checkpoint", tmp_path / "checkpoint.npz"
+    process = small.start(SETTINGS, "--cache-dir", run.cache, *flags, *checkpoint)
+    rows_until(process, 1)
+    process.kill()
+    process.communicate()
+    assert run(*flags, *checkpoint, "--save", resumed)[0] == 0
+    assert_same_bits(whole, resumed)
+    arrays = arrays_of(whole)
+    assert arrays["layer_specs"].tolist() == [[5, 2], [4, 2]]
+    kernel = ff.whitening_filter(ARRAYS[0])
+    np.testing.assert_array_equal(arrays["whitening"], kernel)
+
+
 def test_a_model_from_before_there_were_networks_still_loads(tiny, tmp_path):
     _, arrays = model_bytes()
     config = json.loads(arrays["config"])
-    for name in ("network", "objective"):
+    for name in ["fields", *ff.OLDER_DEFAULTS]:
         del config["arguments"][name]
     np.savez(tmp_path / "old.npz", **arrays | {"config": json.dumps(config)})
     _, args, _ = ff.load_model(tmp_path / "old.npz")
