@@ -104,7 +104,7 @@ NETWORKS = {
 # --recipe: what differs from the flags' defaults, which are the headline.
 RECIPES = {
     "headline": {},
-    "best": {
+    "one-layer": {
         "train_subset": 50_000,
         "n_epochs": 20,
         "n_layers": 1,
@@ -112,6 +112,22 @@ RECIPES = {
         "lr": 0.02,
         "lr_schedule": "linear",
         "label_input": "everywhere",
+        "negatives": "all",
+        "temperature": 0.05,
+        "bp_lr": 0.001,
+    },
+    "best": {
+        "train_subset": 50_000,
+        "n_epochs": 40,
+        "fields": "5,9",
+        "channels": 12,
+        "augment": True,
+        "shift": 4,
+        "whiten": True,
+        "lr": 0.02,
+        "lr_schedule": "linear",
+        "label_input": "everywhere",
+        "pass_up": "neutral",
         "negatives": "all",
         "temperature": 0.05,
         "bp_lr": 0.001,
@@ -2291,8 +2307,8 @@ def add_data_flags(parser):
 
 def add_default_flags(group):
     """The flags that decide what the others' defaults are."""
-    help = "defaults of the other flags: the first experiment, or the best one known"
-    help += " (default: headline)"
+    help = "defaults of the other flags: the first experiment, one layer with all ten "
+    help += "labels, or the best one known (default: headline)"
     group.add_argument("--recipe", choices=RECIPES, default="headline", help=help)
     help = (
         "recurrent: the paper's, of maps as large as the image (default: feedforward)"

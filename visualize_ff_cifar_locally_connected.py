@@ -9,8 +9,10 @@
 The accuracies by class are computed anew from the model's weights. Where the model
 file is missing, FF and BP are trained with the training flags, drawn, and not saved.
 Of a recurrent network viz/recurrent.png is drawn too: how it settles.
-With --runs FILES, viz/closing_the_gap.png is drawn of these models instead, and with
---data-movement FILE, which tests/data_movement.py --out writes, viz/data_movement.png.
+With --runs FILES, viz/closing_the_gap.png is drawn of these models instead, with
+--receptive-fields NAME.npz viz/receptive_fields_NAME.png, of layer 0 of another model,
+and with --data-movement FILE, which tests/data_movement.py --out writes,
+viz/data_movement.png.
 With the headline model, the last lines are:
 
     ship            1000      7.7     33.7
@@ -203,6 +205,8 @@ def receptive_fields(args, layer):
         note = "Cyan: where the label block lies in the field."
     elif layer.connections[0].padding:
         note = "Plain grey at an edge: beyond the image, no weights."
+    if args.whiten:
+        note = f"The input is whitened. {note}"
     grid = figure.subplots(rows, len(POSITIONS), squeeze=False)
     for column, position in zip(grid.T, POSITIONS, strict=True):
         i, j = np.minimum(position, last)
@@ -512,6 +516,10 @@ PHRASES = {
     "batch_size": "batches of {}",
     "weight_decay": "weight decay {:g}",
     "augment": "augmented images",
+    "fields": "fields of {}",
+    "shift": "shifts of up to {}",
+    "whiten": "whitened images",
+    "pass_up": "{} label upwards",
 }
 
 
@@ -530,8 +538,13 @@ def describe(args):
     words = [f"label {places[args.label_input]}"]
     words.append(f"{args.negatives} negatives")
     for name in ff.TRAINING_ARGUMENTS:
-        value = getattr(args, name)
-        if name in UNNAMED + NAMED_ALWAYS or value == getattr(headline, name):
+        value, usual = getattr(args, name), getattr(headline, name)
+        if name == "fields":  # those of the layers that there are
+            value, usual = (
+                " and ".join(map(str, sides[: args.n_layers]))
+                for sides in (value, usual)
+            )
+        if name in UNNAMED + NAMED_ALWAYS or value == usual:
             continue
         phrase = PHRASES.get(name, name.replace("_", " ") + " {}").format(value)
         words.append(phrase.removesuffix("s") if value == 1 else phrase)
@@ -624,7 +637,7 @@ def closing_the_gap(runs):
 MOVEMENTS = {
     ("recurrent", ""): ("recurrent network", {"color": PURPLE, "marker": "D"}),
     ("textbook", ""): ("textbook order of loops", {"color": SKY, "marker": "v"}),
-    ("best", ""): ("one layer, ten labels", {"color": GREEN, "marker": "^"}),
+    ("one-layer", ""): ("one layer, ten labels", {"color": GREEN, "marker": "^"}),
     ("headline", ""): ("headline", {"color": "black", "marker": "o"}),
     ("headline", "by layer"): (
         "headline, layer after layer",
@@ -632,7 +645,7 @@ MOVEMENTS = {
     ),
 }
 # Settings whose bars share a scale, and their names.
-STACKS = {"headline": "headline", "best": "ten labels"}, {"recurrent": "recurrent"}
+STACKS = {"headline": "headline", "one-layer": "ten labels"}, {"recurrent": "recurrent"}
 STACKED_BATCHES = 1, 64
 KINDS = {  # of what is read: their looks
     "Adam's moments": {"facecolor": ORANGE},
@@ -862,6 +875,14 @@ def draw_runs(args, _):
     return runs[0][0], {"closing_the_gap": closing_the_gap(runs)}
 
 
+def draw_fields(args, _):
+    """The arguments of a saved model, and the figure of its layer 0."""
+    path = args.receptive_fields
+    learners, trained, _ = ff.load_model(path)
+    figure = receptive_fields(trained, learners["FF"].layers[0])
+    return trained, {f"receptive_fields_{path.stem}": figure}
+
+
 def draw_movement(args, _):
     """The arguments, and the figure of what tests/data_movement.py wrote."""
     figure = data_movement(read_movement(args.data_movement))
@@ -880,6 +901,10 @@ def main():
     )
     help = "draw closing_the_gap.png of these saved runs instead (default: none)"
     what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
+    help = (
+        "draw receptive_fields_NAME.png of the model NAME.npz instead (default: none)"
+    )
+    what.add_argument("--receptive-fields", type=Path, metavar="NAME.npz", help=help)
     help = "draw data_movement.png of this file, which tests/data_movement.py --out "
     help += "writes, instead (default: none)"
     what.add_argument("--data-movement", type=Path, metavar="FILE", help=help)
@@ -903,10 +928,13 @@ def main():
     draw, instead = draw_model, None
     if args.runs:
         draw, instead = draw_runs, "--runs"
+    if args.receptive_fields:
+        draw, instead = draw_fields, "--receptive-fields"
     if args.data_movement:
         draw, instead = draw_movement, "--data-movement"
+    what = "runs", "receptive_fields", "data_movement", "model"
     for name, value in vars(args).items():
-        unused = name not in ("runs", "data_movement", "model", "outdir")
+        unused = name not in (*what, "outdir")
         if instead and unused and value != defaults[name]:
             parser.error(f"--{name.replace('_', '-')} has no meaning with {instead}")
     try:

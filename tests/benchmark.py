@@ -94,7 +94,7 @@ def multiplications(layers):
 def other_settings(pool, pool_labels, rng):
     """Rows of the other learners' steps: (name, plain seconds, ours), ... each.
 
-    All ten labels and BP on the stack of --recipe best, and the recurrent network. The
+    All ten labels and BP on the stack of --recipe one-layer, and the recurrent network. The
     last item is the arithmetic of the recurrent step, in GFLOP: no zeros, the image's
     product once a batch.
     """
@@ -106,7 +106,7 @@ def other_settings(pool, pool_labels, rng):
     def wrong(labels, count):
         return list((labels + np.arange(1, count + 1)[:, None]) % 10)
 
-    args = ff.training_arguments("best", bp_baseline=True)
+    args = ff.training_arguments("one-layer", bp_baseline=True)
     ours, our_bp = ff.make_learners(args)
     theirs = plain.ForwardForward(
         plain_layers(ours), args.lr, np.float32, None, args.temperature
@@ -196,7 +196,7 @@ def jax_times(pool, pool_labels, rng):
     rows = []
     for recipe, steps, predictions in (
         ("headline", STEPS, PREDICTIONS),
-        ("best", BEST_STEPS, ()),
+        ("one-layer", BEST_STEPS, ()),
     ):
         args = ff.training_arguments(recipe, bp_baseline=True)
         for product in jax_peer.PRODUCTS:
@@ -375,7 +375,7 @@ def main():
         print(f"{name + ', GFLOP/s':40}{a:10.0f}{b:10.0f}{100 * b / rate:7.0f}%")
     print(
         f"""(1) plain: computed, {EPOCHS} epochs and {predicted:,} predictions of each learner
-(2) one layer of 8 channels, label weights: the learner of --recipe best
+(2) one layer of 8 channels, label weights: the learner of --recipe one-layer
 (3) two layers, {ff.ITERATIONS} iterations, true and wrong label
 (4) {algorithm:.3f} GFLOP: forward and weight gradient of two passes; no zeros
 (5) {once:.3f} GFLOP: what the passes share counted once; the last column is of the matmul

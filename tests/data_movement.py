@@ -674,14 +674,14 @@ def recording(rows_at_once=ff.ROWS_AT_ONCE):
 
 STEPS = 3  # the first starts up, the second is priced, the third needs what stays
 BATCHES = 1, 8, 64, 256
-SETTINGS = "headline", "one row", "best", "textbook", "recurrent"
+SETTINGS = "headline", "one row", "one-layer", "textbook", "recurrent"
 WORDS = 4, 1  # bytes
 
 
 def make_learner(name, settings):
     """FF or BP: of plain.py, if "textbook"; else of the training module, the recurrent
-    network, or with the recipe "best" or "headline", also that of "one row"."""
-    recipe = "best" if settings == "best" else "headline"
+    network, or with the recipe "one-layer" or "headline", also that of "one row"."""
+    recipe = "one-layer" if settings == "one-layer" else "headline"
     network = "recurrent" if settings == "recurrent" else "feedforward"
     args = ff.training_arguments(recipe, network, bp_baseline=True)
     ours = ff.make_learners(args)[name == "BP"]
@@ -923,7 +923,7 @@ def steps_until(wanted, learner, args, images, labels, *held_out):
             batch = order[i : i + args.batch_size]
             x = images[batch]
             if args.augment:
-                x = ff.augment(x, learner.generators["augmentation"])
+                x = ff.augment(x, learner.generators["augmentation"], args.shift)
             learner.train_step(x, labels[batch])
             step += 1
             if step % EVERY == 0:
@@ -935,7 +935,7 @@ def steps_until(wanted, learner, args, images, labels, *held_out):
 
 
 def compare_steps(args):
-    """Print what FF and BP pay, with the recipe "best", to come to a common accuracy."""
+    """Print what FF and BP pay, with the recipe "one-layer", to come to a common accuracy."""
     images, labels, *_ = ff.load_data(args)
     held_out = slice(TRAINED, TRAINED + HELD_OUT)
     data = images[:TRAINED], labels[:TRAINED], images[held_out], labels[held_out]
@@ -947,11 +947,11 @@ def compare_steps(args):
     ff.show_progress("")
     prices = {}
     for name in steps:
-        programs = record(name, "best", BATCH)
-        prices[name] = make_row(name, "best", "train_step", BATCH, programs)
+        programs = record(name, "one-layer", BATCH)
+        prices[name] = make_row(name, "one-layer", "train_step", BATCH, programs)
     tell = ff.teller(args)
     tell(
-        f"--recipe best: steps of {BATCH} images until {100 * WANTED:g} % of "
+        f"--recipe one-layer: steps of {BATCH} images until {100 * WANTED:g} % of "
         f"{HELD_OUT:,} held-out images are predicted right, tested every {EVERY} steps;"
     )
     tell(f"mean ± sd of {SEEDS} seeds; and times the price of a step, in units of 10^9")
@@ -1020,7 +1020,9 @@ def main():
     what = parser.add_mutually_exclusive_group()
     help = "write the table's numbers to this JSON file"
     what.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
-    help = "instead of the table: train FF and BP, with the recipe best, until they "
+    help = (
+        "instead of the table: train FF and BP, with the recipe one-layer, until they "
+    )
     help += f"predict {100 * WANTED:g} % right, and price the steps that this takes"
     what.add_argument("--steps", action="store_true", help=help)
     ff.add_data_flags(parser)
@@ -1028,7 +1030,7 @@ def main():
     if args.steps:
         data = {"dataset": args.dataset, "cache_dir": args.cache_dir}
         changes = {"train_subset": TRAINED, "batch_size": BATCH, "bp_baseline": True}
-        compare_steps(ff.training_arguments("best", **data | changes))
+        compare_steps(ff.training_arguments("one-layer", **data | changes))
         return
     if args.dataset != "auto" or args.cache_dir:
         parser.error("--dataset and --cache-dir need --steps")

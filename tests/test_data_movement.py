@@ -394,7 +394,7 @@ B = 5
 
 
 @pytest.mark.parametrize("name", ["FF", "BP"])
-@pytest.mark.parametrize("settings", ["headline", "best", "recurrent"])
+@pytest.mark.parametrize("settings", ["headline", "one-layer", "recurrent"])
 def test_parameters_and_moments_are_read_as_often_as_the_code_says(
     shrunken, name, settings
 ):
@@ -410,7 +410,9 @@ def test_parameters_and_moments_are_read_as_often_as_the_code_says(
         batch, expected = B, size
         for i, layer in enumerate(learner.layers):
             W, b, *V = (parameter.value.size for parameter in layer.parameters())
-            if name == "FF" and settings == "best":  # the activity is computed twice
+            if (
+                name == "FF" and settings == "one-layer"
+            ):  # the activity is computed twice
                 expected += W + 2 * b + 2 * sum(V)
             elif name == "FF":
                 expected += W + b
@@ -572,9 +574,9 @@ def test_gradients_are_read_as_often_as_the_code_says(shrunken):
         assert count["Connection.weight_gradient", i, "gradients"] == expected
         ones = (T * T + whole) * B
         assert count["Layer.bias_gradient", i, "gradients"] == du + ones
-    program, _ = record("FF", "best", B)
+    program, _ = record("FF", "one-layer", B)
     count = words_read(program, lambda names, layer, kind: (names[0], kind))
-    (layer,) = data_movement.make_learner("FF", "best").layers
+    (layer,) = data_movement.make_learner("FF", "one-layer").layers
     units, tiles = layer.n_units, layer.tiles**2
     assert count["transposed", "gradients"] == units * B
     expected = 10 * units * (B + 1) + units * B
@@ -599,7 +601,7 @@ def test_nothing_comes_from_nowhere_or_goes_nowhere(shrunken, name, settings, wo
                 made["never read", program.kinds[value]] += program.sizes[value]
             if not operands and program.kinds[value] == "others" and names:
                 made["from nowhere"] += program.sizes[value]
-    passes = 10 if settings == "best" or work == "predict" else 2
+    passes = 10 if settings == "one-layer" or work == "predict" else 2
     if name == "FF":
         # Gathered for the corner and not needed elsewhere, or the other way round; the
         # input that the last layer of plain.py makes for one that is not there, or the
@@ -730,7 +732,7 @@ def easy(monkeypatch):
 def test_steps_are_counted_until_held_out_images_are_predicted_right(easy):
     images, labels = easy
     data = images[:60], labels[:60], images[60:90], labels[60:90]
-    args = ff.training_arguments("best", train_subset=60, batch_size=16)
+    args = ff.training_arguments("one-layer", train_subset=60, batch_size=16)
     args.bp_baseline, args.n_epochs = True, 5
     for wanted in 0.5, 1.0:
         for learner, twin in zip(ff.make_learners(args), ff.make_learners(args)):
@@ -761,8 +763,10 @@ def test_steps_are_priced_by_those_that_the_table_prices(easy, monkeypatch, caps
         assert all(count % 4 == 0 for count in steps[name])
     rows = {}
     for name in "FF", "BP":
-        programs = record(name, "best", 16)
-        rows[name] = data_movement.make_row(name, "best", "train_step", 16, programs)
+        programs = record(name, "one-layer", 16)
+        rows[name] = data_movement.make_row(
+            name, "one-layer", "train_step", 16, programs
+        )
         (line,) = [line for line in lines if f"] {name} " in line]
         mean, price = np.mean(steps[name]), 16 * data_movement.total(rows[name]) / 1e9
         sd = np.std(steps[name], ddof=1)

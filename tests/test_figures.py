@@ -199,6 +199,22 @@ def test_receptive_fields_are_the_saved_weights_of_the_same_channels_everywhere(
         assert bool(axes.patches) == sees_block
 
 
+def test_the_fields_of_another_model_are_drawn_under_its_name(models, tmp_path):
+    path = models(whiten=True).rename(tmp_path / "white.npz")
+    figure = tmp_path / "viz" / "receptive_fields_white.png"
+    code, out, err = script(viz, "--receptive-fields", path, "--outdir", figure.parent)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"[synthetic] wrote {figure}"
+    assert [*figure.parent.iterdir()] == [figure]
+    learners, args, _ = ff.load_model(path)
+    drawn = viz.receptive_fields(args, learners["FF"].layers[0])
+    assert "whitened" in drawn.get_supxlabel()
+    figure.unlink()
+    path = tmp_path / "none.npz"
+    code, out, err = script(viz, "--receptive-fields", path, "--outdir", figure.parent)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+
+
 def test_a_smaller_stack_than_the_paper_has_can_be_drawn():
     connection = ff.Connection(np.random.default_rng(0), 32, 3, 29, 2)
     layer = ff.Layer([connection])
@@ -570,7 +586,11 @@ OTHER_VALUES = {
     "lr_schedule": "linear",
     "weight_decay": 0.1,
     "augment": True,
+    "fields": [11, 3],
+    "shift": 3,
+    "whiten": True,
     "label_input": "everywhere",
+    "pass_up": "neutral",
     "negatives": "sampled",
     "threshold": "halfway",
     "temperature": 0.1,
@@ -583,7 +603,8 @@ def test_a_row_is_named_after_all_that_decides_its_accuracy_and_nothing_else():
     for name, value in OTHER_VALUES.items():
         names.append(viz.describe(ff.training_arguments(**{name: value})))
     assert len(set(names)) == len(names)
-    for same in ({"seed": 7}, {"eval_subset": 7}, {"threshold": 2}):
+    two_fields = {"fields": [11, 5]}
+    for same in ({"seed": 7}, {"eval_subset": 7}, {"threshold": 2}, two_fields):
         assert viz.describe(ff.training_arguments(**same)) == names[0]
     with_bp = viz.describe(ff.training_arguments(bp_baseline=True, lr=0.01))
     same = ff.training_arguments(bp_baseline=True, bp_lr=0.01)
@@ -731,7 +752,7 @@ def test_the_prices_that_are_drawn_are_those_of_the_file(movement):
     for name, settings, order in (
         ("recurrent network", "recurrent", ""),
         ("textbook order of loops", "textbook", ""),
-        ("one layer, ten labels", "best", ""),
+        ("one layer, ten labels", "one-layer", ""),
         ("headline", "headline", ""),
         ("headline, layer after layer", "headline", "by layer"),
     ):
@@ -755,8 +776,8 @@ def test_the_prices_that_are_drawn_are_those_of_the_file(movement):
     for axes, (settings, batch) in zip(
         panels,
         [
-            (["headline", "best"], 1),
-            (["headline", "best"], 64),
+            (["headline", "one-layer"], 1),
+            (["headline", "one-layer"], 64),
             (["recurrent"], 1),
             (["recurrent"], 64),
         ],
@@ -1098,6 +1119,8 @@ def test_truth_and_prediction_are_marked_with_words_and_a_hatch(best, texts):
         (viz, ["--seed", "1", "--runs", "a.npz"]),
         (viz, ["--data-movement", "a.json", "--runs", "a.npz"]),
         (viz, ["--seed", "1", "--data-movement", "a.json"]),
+        (viz, ["--receptive-fields", "a.npz", "--runs", "a.npz"]),
+        (viz, ["--seed", "1", "--receptive-fields", "a.npz"]),
         (animation, ["--fps", "0"]),
         (animation, ["--epochs", "0"]),
         (animation, ["--snapshot-every", "1.5"]),

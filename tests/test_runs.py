@@ -177,7 +177,7 @@ def test_a_recipe_sets_defaults_and_flags_before_or_after_it_override_them(monke
 
     best = parsed("--recipe best")
     assert vars(best) == vars(ff.training_arguments("best", dataset="auto"))
-    assert (best.negatives, best.threshold, best.n_layers) == ("all", None, 1)
+    assert (best.negatives, best.threshold, best.fields) == ("all", None, [5, 9])
     for flags in ("--recipe best --lr 0.5", "--lr 0.5 --recipe best"):
         assert vars(parsed(flags)) == vars(best) | {"lr": 0.5}
     assert parsed("").threshold == 2.0
