@@ -120,7 +120,7 @@ RECIPES = {
         "train_subset": 50_000,
         "n_epochs": 40,
         "fields": "5,9",
-        "channels": 12,
+        "channels": 16,
         "augment": True,
         "shift": 4,
         "whiten": True,

@@ -267,7 +267,7 @@ def flags_of(script):
         names = re.split(r"  |\n", entry)[0]
         value = re.search(r" (\{.*?\}|[^\s-][^\s,]*)", names)
         words = re.findall(r"[^{},|]+", value[1]) if value else []
-        default = re.search(r"default: ([^\s;,)]+)", entry)
+        default = re.search(r"default: ([^\s;)]*[^\s;,)])", entry)
         for flag in re.findall(FLAG, names):
             flags[flag] = set(words), default and default[1]
     return flags
