@@ -1000,7 +1000,7 @@ class Maps:
 
     maps (H, W, C, S, B): S = 1 where the passes share them, else P
     corner (rows, columns, C, P, B): what each pass has there, top left, instead; or None
-    scale (P, B): a factor for each pass; or None
+    scale (P, B): a factor for each pass, or (1, B) for all; or None
     """
 
     def __init__(self, maps, corner=None, scale=None):
@@ -1018,7 +1018,7 @@ class Maps:
         return Maps(
             self.maps if shared else self.maps[picked],
             None if corner is None else corner[picked],
-            None if scale is None else scale[picked],
+            scale if scale is None or len(scale) == 1 else scale[picked],
         )
 
 
@@ -1386,10 +1386,9 @@ class Layer:
         if self.V is None:
             return b
         V = self.V.value[rows]
-        # (P, 1) where a pass has one label for all, else one for each image.
-        return b + (
-            V.mean(axis=3)[..., None, None] if labels is None else V[..., labels]
-        )
+        if labels is None:
+            return b + V.mean(axis=3)[..., None, None]
+        return b + V[..., labels]  # (P, 1): one label for all images; or (P, B)
 
     def neutral_activity(self, rows):
         """A piece of the last forward()'s activity, had its label been a neutral one.
@@ -2363,12 +2362,8 @@ def add_training_flags(parser, backprop=True):
     choose("--lr-schedule", "constant", "linear", help)
     add("--weight-decay", 0.0, at_least_0, "of weights, decoupled as in AdamW")
     switch("--augment", "mirror images at random and shift them")
-    add(
-        "--shift",
-        SHIFT,
-        number(int, 0, SIDE),
-        "pixels, at most, each way, of --augment",
-    )
+    help = "pixels, at most, each way, of --augment"
+    add("--shift", SHIFT, number(int, 0, SIDE), help)
     switch("--whiten", "decorrelate neighbouring pixels and colours of the image (ZCA)")
     group = parser.add_argument_group("Forward-Forward")
     help = "recurrent: the true label's goodness is to be high, or low"
