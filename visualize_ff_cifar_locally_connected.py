@@ -512,6 +512,7 @@ PHRASES = {
     "train_subset": "{:,} training images",
     "n_epochs": "{} epochs",
     "n_layers": "{} layers",
+    "network": "{} network",
     "channels": "{} channels",
     "batch_size": "batches of {}",
     "weight_decay": "weight decay {:g}",
@@ -536,7 +537,13 @@ def describe(args):
         "top": "from above",
     }
     words = [f"label {places[args.label_input]}"]
-    words.append(f"{args.negatives} negatives")
+    wrong = {
+        "uniform": "random wrong labels",
+        "sampled": "hard wrong labels",
+        "all": "all ten labels",
+        "classifier": "a classifier's wrong labels",
+    }
+    words.append(wrong[args.negatives])
     for name in ff.TRAINING_ARGUMENTS:
         value, usual = getattr(args, name), getattr(headline, name)
         if name == "fields":  # those of the layers that there are
@@ -547,7 +554,8 @@ def describe(args):
         if name in UNNAMED + NAMED_ALWAYS or value == usual:
             continue
         phrase = PHRASES.get(name, name.replace("_", " ") + " {}").format(value)
-        words.append(phrase.removesuffix("s") if value == 1 else phrase)
+        one = value == 1 and value is not True
+        words.append(phrase.removesuffix("s") if one else phrase)
     falls = " → 0" if args.lr_schedule == "linear" else ""
     numbers = [f"learning rate {args.lr:g}{falls}"]
     if args.temperature != headline.temperature:
