@@ -532,8 +532,8 @@ def test_states_are_read_as_often_as_the_code_says(shrunken):
         strips = T * window * padded * layer.channels * B  # that a gathering reads
         reads = {
             # First product + bias, and the ReLU. Then: in layer 0 the image's product,
-            # T n, the sum and the ReLU; above, the label's weights, twice, also W n.
-            "Layer.activity": 2 * once + n * (once + 3 * U if i == 0 else 4 * U),
+            # T n, the sum and the ReLU; above, W n, the label's weights and the ReLU.
+            "Layer.activity": 2 * once + n * (once + 3 * U if i == 0 else 3 * U),
             # h is put down; and is where its slope is, is made part of y, and y is kept.
             "see": once + n * 7 * U,
             "sum_of_squares": once + n * 2 * U,
@@ -541,8 +541,9 @@ def test_states_are_read_as_often_as_the_code_says(shrunken):
             # Each layer reads the other's maps in a product, and for its gradient.
             "Connection.gather": 2 * n * P * strips + (i == 1) * strips,
         }
-        if i == 1:  # the mean of the labels' weights, and it and the bias
-            reads["Layer.activity"] += 3 * units
+        if i == 1:  # the mean of the labels' weights and its sum with the bias
+            reads["Layer.activity"] += units
+            reads["Layer.bias"] = n * U + 2 * units  # and the weights of each label
         for function, words in reads.items():
             assert count[function, i, "activities"] == words, function
         expected += sum(reads.values())
