@@ -191,11 +191,12 @@ def receptive_fields(args, layer):
     """FF's layer-0 weights at six positions, the same channels at each, on one scale.
 
     The scale is set by the initial weights, so that fields that learned little show
-    the faint noise they began with; strong weights go beyond it and are clipped.
+    the faint noise they began with, unless most have grown far beyond them; strong
+    weights go beyond it and are clipped.
     """
     R, W = layer.field, layer.get_weights()["W"]
     initial = np.sqrt(2 / W.shape[2])  # standard deviation, He-normal
-    limit = FULL_COLOUR * initial
+    limit = max(FULL_COLOUR * initial, 2 * np.sqrt(np.mean(W**2)))
     rows, last = min(SHOWN_CHANNELS, layer.channels), layer.side - 1
     title = "Receptive fields of FF's layer 0"
     figure = new_figure(title, args, 10, 1.6 + 1.8 * rows)
@@ -223,7 +224,7 @@ def receptive_fields(args, layer):
     for channel, axes in enumerate(grid[:, 0]):
         axes.set_ylabel(f"channel {channel}", fontsize=11)
     figure.supxlabel(
-        f"One colour scale: grey 0, black and white ∓{limit:.2f}, {FULL_COLOUR} "
+        f"One colour scale: grey 0, black and white ∓{limit:.2f}, {limit / initial:.0f} "
         "standard deviations of the initial weights; red, green and blue\nare the "
         "input's. rms: in units of the initial one, ×1.0 = as strong as it began. "
         + note,
