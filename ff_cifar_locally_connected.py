@@ -783,9 +783,15 @@ def set_stack_weights(layers, prefix, arrays):
 
 
 def no_whitening(args):
-    """None, or with --whiten what train() puts its filter into, NaN as yet."""
+    """None, or with --whiten a place for the filter, NaN until fit_whitening()."""
     shape = WHITENING_FIELD, WHITENING_FIELD, DEPTH, DEPTH
     return np.full(shape, np.nan, np.float32) if args.whiten else None
+
+
+def fit_whitening(learner, images):
+    """Take the whitening filter, if there is to be one, from the images to train on."""
+    if learner.whitening is not None:
+        learner.whitening[:] = whitening_filter(images)
 
 
 def whitening_weights(learner):
@@ -905,8 +911,7 @@ def train(learner, data, args, after_epoch=None, tell=print):
     """
     train_x, train_y, test_x, test_y = data
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
-    if args.whiten:
-        learner.whitening[:] = whitening_filter(train_x)
+    fit_whitening(learner, train_x)
     n, history = args.eval_subset, learner.history
     first, began = len(history["wallclock"]), time.perf_counter()
     if first < args.n_epochs:

@@ -85,6 +85,7 @@ def make_snapshots(args, data, tell):
     train_x, train_y, test_x, test_y = data
     n = args.eval_subset
     learner, *_ = ff.make_learners(args)  # FF is the first
+    ff.fit_whitening(learner, train_x[: args.train_subset])
     snapshots = []
 
     def snapshot(epoch, train_accuracy, test_accuracy):

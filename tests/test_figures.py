@@ -895,7 +895,9 @@ CORNER = {"label_input": "corner", "threshold": 2.0}
 CORNER_HALFWAY = {"label_input": "corner", "threshold": "halfway"}
 EVERYWHERE = {"label_input": "everywhere", "threshold": 0.3}
 HALFWAY = {"label_input": "everywhere", "threshold": "halfway", "negatives": "sampled"}
-ANIMATED = CORNER, CORNER_HALFWAY, EVERYWHERE, HALFWAY
+WHITENED = {"label_input": "everywhere", "negatives": "all", "pass_up": "neutral"}
+WHITENED |= {"whiten": True, "threshold": None, "temperature": 0.05}
+ANIMATED = CORNER, CORNER_HALFWAY, EVERYWHERE, HALFWAY, WHITENED
 
 
 @pytest.mark.parametrize(
