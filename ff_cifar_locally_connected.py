@@ -498,7 +498,7 @@ class Recurrent(ForwardForward):
         """
         B, state = len(images), []
         first = self.layers[0].connections[0]
-        x = normalised_maps(images)
+        x = normalised_maps(images, self.whitening)
         x /= np.sqrt(np.mean(x**2, axis=(0, 1, 2)))
         below = image = Maps(first.pad(x))
         for layer in self.layers:
@@ -2419,8 +2419,8 @@ def parse(parser):
             f"--recipe {args.recipe} is for the feed-forward network",
         ),
         (
-            recurrent and (args.whiten or args.fields != list(RECEPTIVE_FIELDS)),
-            "--whiten and --fields are for the feed-forward network",
+            recurrent and args.fields != list(RECEPTIVE_FIELDS),
+            "--fields is for the feed-forward network",
         ),
         (
             args.n_layers > len(args.fields),

@@ -30,7 +30,6 @@ LONG = "tests/run.py", "tests/benchmark.py", "tests/data_movement.py"
 # What the README may name though no script has it, and why.
 NOT_OURS = {
     "--with": "uv's: a package more",
-    "--negatives hardest": "removed, but the runs made with it stand in the tables",
 }
 
 TRAINED, TESTED = 64, 32  # images
@@ -125,7 +124,8 @@ def followed(tmp_path_factory):
             command = [file for word in words for file in expand(folder, word)]
             if words[0] in SCRIPTS:
                 command = [sys.executable, "-c", RUN, *command]
-                command += SMALL if "--runs" not in words else []  # it takes none
+                if not {"--runs", "--receptive-fields"} & {*words}:  # they take none
+                    command += SMALL
             done = subprocess.run(
                 command,
                 cwd=folder,

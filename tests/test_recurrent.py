@@ -55,6 +55,18 @@ def negatives_of(learner, images, labels):
     return wrong[None]
 
 
+def test_the_network_reads_whitened_images_where_they_are_asked_for():
+    images = random_images(np.random.default_rng(0), 3)
+    whitened, usual = make_recurrent(whiten=True), make_recurrent()
+    whitened.whitening[:] = 0
+    whitened.whitening[2, 2] = np.eye(3)  # which leaves the image as it is
+    logits = [one.classify(one.begin(images, 1, 1)[0])[1] for one in (whitened, usual)]
+    np.testing.assert_allclose(*logits, rtol=1e-5)
+    whitened.whitening[2, 3] = np.eye(3)
+    changed = whitened.classify(whitened.begin(images, 1, 1)[0])[1]
+    assert np.abs(changed - logits[1]).max() > 1e-3
+
+
 def test_maps_are_as_large_as_the_image_and_parameters_count_what_fields_see():
     for n_layers in (2, 3):
         learner = make_recurrent(n_layers)
