@@ -910,10 +910,9 @@ def main():
     )
     help = "draw closing_the_gap.png of these saved runs instead (default: none)"
     what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
-    help = (
-        "draw receptive_fields_NAME.png of the model NAME.npz instead (default: none)"
-    )
-    what.add_argument("--receptive-fields", type=Path, metavar="NAME.npz", help=help)
+    help = "draw receptive_fields_NAME.png of this file, NAME.npz, instead "
+    help += "(default: none)"
+    what.add_argument("--receptive-fields", type=Path, metavar="FILE", help=help)
     help = "draw data_movement.png of this file, which tests/data_movement.py --out "
     help += "writes, instead (default: none)"
     what.add_argument("--data-movement", type=Path, metavar="FILE", help=help)

@@ -320,10 +320,10 @@ def test_every_flag_that_it_names_exists(flag):
 def test_every_choice_that_it_names_beside_a_flag_exists():
     for part in PARTS:
         code = " ".join(part[0].split())
-        for flag, value in re.findall(rf"({FLAG})[ =]([\w|\\]+)", code):
+        for flag, value in re.findall(rf"({FLAG})[ =](\w[\w|\\-]*)", code):
             for words, _ in known(flag):
                 if words and not any(map(str.isupper, words)):  # as N and FILE are
-                    named = set(re.findall(r"\w+", value))
+                    named = set(re.findall(r"[\w-]+", value))
                     assert named <= words or f"{flag} {value}" in NOT_OURS, code
 
 
