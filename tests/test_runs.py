@@ -467,11 +467,12 @@ def test_numpy_imported_first_changes_neither_bits_nor_the_threads_of_blas():
     imports = "import numpy", "import ff_cifar_locally_connected as ff"
     product = """
 import sys, time
-x = np.ones((1500, 1500))
-ours, everyones = time.thread_time(), time.process_time()
-x @ x
-ours, everyones = time.thread_time() - ours, time.process_time() - everyones
-assert everyones < 1.2 * ours, "BLAS has threads of its own"
+x, shares = np.ones((1500, 1500)), []
+for _ in range(5):  # as threads that were just made spin for a moment, unused
+    ours, everyones = time.thread_time(), time.process_time()
+    x @ x
+    shares.append((time.process_time() - everyones) / (time.thread_time() - ours))
+assert min(shares) < 1.2, "BLAS has threads of its own"
 print(training())
 """
     threads = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
