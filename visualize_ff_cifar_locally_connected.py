@@ -25,6 +25,7 @@ With the headline model, the last lines are:
     wrote viz/ff_vs_bp_curves.png
 """
 
+import argparse
 import io
 import itertools
 import json
@@ -572,14 +573,28 @@ def describe(args):
     return f"{lines}\n{', '.join(numbers)}"
 
 
+def row_names(settings):
+    """The row of each run, by their arguments: describe(), but that a run without
+    backprop shares the row of one that differs in nothing else, if there is one."""
+
+    def alone(args):
+        return describe(argparse.Namespace(**vars(args) | {"bp_baseline": False}))
+
+    with_bp = {alone(args): describe(args) for args in settings if args.bp_baseline}
+    return [
+        describe(args) if args.bp_baseline else with_bp.get(alone(args), alone(args))
+        for args in settings
+    ]
+
+
 def closing_the_gap(runs):
     """Test accuracies of FF and BP in many runs, seed by seed, and their means.
 
-    runs: (arguments, arrays of model.npz) each; those of one name share a row
+    runs: (arguments, arrays of model.npz) each; see row_names()
     """
     groups = {}
-    for args, arrays in runs:
-        groups.setdefault(describe(args), []).append(arrays)
+    for name, (_, arrays) in zip(row_names([args for args, _ in runs]), runs):
+        groups.setdefault(name, []).append(arrays)
     rows = []
     for row, group in groups.items():
         accuracies = {}
@@ -875,11 +890,13 @@ def draw_runs(args, _):
                 f"{path} is of {data}, {args.runs[0]} of {others}: one figure compares "
                 "runs on the same data"
             )
-        twin = paths.setdefault((describe(trained), trained.seed), len(runs) - 1)
-        if twin != len(runs) - 1:
+    settings = [trained for trained, _ in runs]
+    for i, (name, trained) in enumerate(zip(row_names(settings), settings)):
+        twin = paths.setdefault((name, trained.seed), i)
+        if twin != i:
             raise ff.RunError(
-                f"{args.runs[twin]} and {path} have the same settings and seed: one run "
-                "counts once"
+                f"{args.runs[twin]} and {args.runs[i]} have the same settings and seed: "
+                "one run counts once"
             )
     return runs[0][0], {"closing_the_gap": closing_the_gap(runs)}
 

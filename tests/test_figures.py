@@ -613,6 +613,14 @@ def test_a_row_is_named_after_all_that_decides_its_accuracy_and_nothing_else():
     assert viz.describe(other) != with_bp
 
 
+def test_a_run_without_backprop_shares_the_row_of_the_same_with_it():
+    with_bp, without = (ff.training_arguments(bp_baseline=b) for b in (True, False))
+    other = ff.training_arguments(lr=0.5)
+    names = viz.row_names([without, with_bp, other])
+    assert names == [viz.describe(with_bp)] * 2 + [viz.describe(other)]
+    assert viz.row_names([without, other]) == [*map(viz.describe, (without, other))]
+
+
 def test_a_setting_without_words_of_its_own_is_named_too(monkeypatch):
     known, args = ff.training_arguments(look_ahead=0), arguments()
     monkeypatch.setattr(ff, "training_arguments", lambda: known)
