@@ -14,8 +14,8 @@ images with a wrong label a low one; and with backpropagation (BP) through a sof
 ends with these lines (and then the accuracies by class):
 
                  test %  error %   misses  train %   time s
-    FF            24.84    75.16     7516    26.70      9.9
-    BP            35.78    64.22     6422    54.30      9.6
+    FF            24.84    75.16     7516    26.70      9.8
+    BP            35.78    64.22     6422    54.30      9.2
     chance        10.00    90.00     9000
     (10000 test and 1000 training images; time without evaluation)
 """
