@@ -957,9 +957,9 @@ def main():
         draw, instead = draw_fields, "--receptive-fields"
     if args.data_movement:
         draw, instead = draw_movement, "--data-movement"
-    what = "runs", "receptive_fields", "data_movement", "model"
+    files = "model", "runs", "receptive_fields", "data_movement", "outdir"
     for name, value in vars(args).items():
-        unused = name not in (*what, "outdir")
+        unused = name not in files
         if instead and unused and value != defaults[name]:
             parser.error(f"--{name.replace('_', '-')} has no meaning with {instead}")
     try:

@@ -44,7 +44,7 @@ B, EPOCH, EPOCHS, EVALUATED = 64, 10_000, 10, 1000  # the headline's numbers
 # The rows that JAX has too.
 STEPS = "FF training step, batch of 64", "BP training step, batch of 64"
 PREDICTIONS = "FF prediction per image", "BP prediction per image"
-BEST_STEPS = "FF step, all ten labels (2)", "BP step on the same stack"
+ONE_LAYER_STEPS = "FF step, all ten labels (2)", "BP step on the same stack"
 
 
 def seconds(work, times):
@@ -94,9 +94,9 @@ def multiplications(layers):
 def other_settings(pool, pool_labels, rng):
     """Rows of the other learners' steps: (name, plain seconds, ours), ... each.
 
-    All ten labels and BP on the stack of --recipe one-layer, and the recurrent network. The
-    last item is the arithmetic of the recurrent step, in GFLOP: no zeros, the image's
-    product once a batch.
+    All ten labels and BP on the stack of --recipe one-layer, and the recurrent network.
+    The last item is the arithmetic of the recurrent step, in GFLOP: no zeros, the
+    image's product once a batch.
     """
 
     def batch():
@@ -141,8 +141,8 @@ def other_settings(pool, pool_labels, rng):
     weights = recurrent.layers[0].connections[0].n_weights  # as many in each connection
     each_pass = 2 * 2 * ff.ITERATIONS * 2 * weights  # T and W, 2 passes, both products
     return (
-        (BEST_STEPS[0], ff_plain, ff_ours),
-        (BEST_STEPS[1], bp_plain, bp_ours),
+        (ONE_LAYER_STEPS[0], ff_plain, ff_ours),
+        (ONE_LAYER_STEPS[1], bp_plain, bp_ours),
         ("recurrent FF step (3)", r_plain, r_ours),
         2 * B * (each_pass + 3 * weights) / 1e9,
     )
@@ -196,7 +196,7 @@ def jax_times(pool, pool_labels, rng):
     rows = []
     for recipe, steps, predictions in (
         ("headline", STEPS, PREDICTIONS),
-        ("one-layer", BEST_STEPS, ()),
+        ("one-layer", ONE_LAYER_STEPS, ()),
     ):
         args = ff.training_arguments(recipe, bp_baseline=True)
         for product in jax_peer.PRODUCTS:

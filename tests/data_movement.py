@@ -19,8 +19,8 @@ and also in other orders. Some of it, in 10^9 per image, for batches of 1, 64 an
     FF headline                            296.369    6.022    3.138
     FF headline, one layer after the other 290.677    5.784    2.956
     BP headline                            298.664    6.004    3.173
-    FF best                                194.085    4.715    3.559
-    BP best                                193.364    3.693    1.759
+    FF one-layer                           194.085    4.715    3.559
+    BP one-layer                           193.364    3.693    1.759
     FF recurrent                           785.351   43.861   55.438
     BP recurrent                           320.290    8.204    6.471
 """
@@ -935,7 +935,7 @@ def steps_until(wanted, learner, args, images, labels, *held_out):
 
 
 def compare_steps(args):
-    """Print what FF and BP pay, with the recipe "one-layer", to come to a common accuracy."""
+    """Print what FF and BP pay to come to a common accuracy, with --recipe one-layer."""
     images, labels, *_ = ff.load_data(args)
     held_out = slice(TRAINED, TRAINED + HELD_OUT)
     data = images[:TRAINED], labels[:TRAINED], images[held_out], labels[held_out]
@@ -1020,9 +1020,7 @@ def main():
     what = parser.add_mutually_exclusive_group()
     help = "write the table's numbers to this JSON file"
     what.add_argument("--out", type=ff.destination, metavar="FILE", help=help)
-    help = (
-        "instead of the table: train FF and BP, with the recipe one-layer, until they "
-    )
+    help = "instead of the table: train FF and BP with --recipe one-layer until they "
     help += f"predict {100 * WANTED:g} % right, and price the steps that this takes"
     what.add_argument("--steps", action="store_true", help=help)
     ff.add_data_flags(parser)

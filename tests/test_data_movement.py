@@ -410,9 +410,8 @@ def test_parameters_and_moments_are_read_as_often_as_the_code_says(
         batch, expected = B, size
         for i, layer in enumerate(learner.layers):
             W, b, *V = (parameter.value.size for parameter in layer.parameters())
-            if (
-                name == "FF" and settings == "one-layer"
-            ):  # the activity is computed twice
+            # With all ten labels the activity is computed twice.
+            if name == "FF" and settings == "one-layer":
                 expected += W + 2 * b + 2 * sum(V)
             elif name == "FF":
                 expected += W + b
@@ -533,7 +532,7 @@ def test_states_are_read_as_often_as_the_code_says(shrunken):
         reads = {
             # First product + bias, and the ReLU. Then: in layer 0 the image's product,
             # T n, the sum and the ReLU; above, W n, the label's weights and the ReLU.
-            "Layer.activity": 2 * once + n * (once + 3 * U if i == 0 else 3 * U),
+            "Layer.activity": 2 * once + n * (3 * U + (i == 0) * once),
             # h is put down; and is where its slope is, is made part of y, and y is kept.
             "see": once + n * 7 * U,
             "sum_of_squares": once + n * 2 * U,

@@ -343,6 +343,34 @@ def negatives_of(learner, images, labels):
     return negatives[None]
 
 
+def assert_steps_agree(learner, oracle, rng, batches):
+    """Statistics and weights step by step, then goodness and predictions."""
+    for B in batches:
+        images = random_images(rng, B)
+        labels = rng.integers(0, 10, B).astype(np.uint8)
+        wrong = negatives_of(learner, images, labels)
+        found = learner.train_step(images, labels)
+        wanted = oracle.train_step(images, labels, wrong, refresh=False)
+        found = [found[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
+        np.testing.assert_allclose(np.transpose(found).ravel(), wanted, rtol=2e-4)
+        for layer, truth in zip(learner.layers, oracle.layers, strict=True):
+            weights = layer.get_weights().values()
+            weights = zip(weights, truth.parameters(), strict=True)
+            for found, wanted in weights:
+                # Adam's first steps have the size of the learning rate whatever the
+                # gradient: where that is tiny, rounding decides. Most agree far better.
+                error = np.abs(found.reshape(wanted.shape) - wanted)
+                # More so where the gradients of two or ten passes nearly cancel.
+                bounds = {"halfway": (1e-3, 5e-6), None: (2e-3, 5e-6)}
+                most, mean = bounds.get(learner.threshold, (2e-4, 1e-6))
+                assert error.max() < most
+                assert error.mean() < mean
+    images = random_images(rng, 9)
+    found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_array_equal(learner.predict(images), oracle.predict(images))
+
+
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 @pytest.mark.parametrize("B", [1, 7])
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
@@ -365,30 +393,7 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
     randomise_label_weights(learner, rng)
     layers = [plain_layer(layer) for layer in learner.layers]
     oracle = plain.ForwardForward(layers, 1e-3, np.float64, **loss)
-    for _ in range(3):
-        images = random_images(rng, B)
-        labels = rng.integers(0, 10, B).astype(np.uint8)
-        wrong = negatives_of(learner, images, labels)
-        found = learner.train_step(images, labels)
-        wanted = oracle.train_step(images, labels, wrong, refresh=False)
-        found = [found[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
-        np.testing.assert_allclose(np.transpose(found).ravel(), wanted, rtol=2e-4)
-        for layer, truth in zip(learner.layers, oracle.layers, strict=True):
-            weights = layer.get_weights().values()
-            weights = zip(weights, truth.parameters(), strict=True)
-            for found, wanted in weights:
-                # Adam's first steps have the size of the learning rate whatever the
-                # gradient: where that is tiny, rounding decides. Most agree far better.
-                error = np.abs(found.reshape(wanted.shape) - wanted)
-                # More so where the gradients of two or ten passes nearly cancel.
-                bounds = {"halfway": (1e-3, 5e-6), None: (2e-3, 5e-6)}
-                most, mean = bounds.get(threshold, (2e-4, 1e-6))
-                assert error.max() < most
-                assert error.mean() < mean
-    images = random_images(rng, 9)
-    found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    np.testing.assert_array_equal(learner.predict(images), oracle.predict(images))
+    assert_steps_agree(learner, oracle, rng, [B] * 3)
 
 
 @pytest.mark.parametrize("n_layers", [2, 3])
@@ -411,21 +416,7 @@ def test_neutral_and_whitened_steps_agree_with_the_plain_model(n_layers, negativ
         kernel=learner.whitening.astype(float),
         **loss,
     )
-    for B in (7, 4, 7):
-        images = random_images(rng, B)
-        labels = rng.integers(0, 10, B).astype(np.uint8)
-        wrong = negatives_of(learner, images, labels)
-        found = learner.train_step(images, labels)
-        wanted = oracle.train_step(images, labels, wrong, refresh=False)
-        found = [found[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
-        np.testing.assert_allclose(np.transpose(found).ravel(), wanted, rtol=2e-4)
-        for layer, truth in zip(learner.layers, oracle.layers, strict=True):
-            weights = layer.get_weights().values()
-            for f, w in zip(weights, truth.parameters(), strict=True):
-                assert np.abs(f.reshape(w.shape) - w).mean() < 5e-6
-    images = random_images(rng, 9)
-    found, wanted = learner.label_goodness(images), oracle.label_goodness(images)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert_steps_agree(learner, oracle, rng, (7, 4, 7))
 
 
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
