@@ -125,11 +125,13 @@ RECIPES = {
         "shift": 4,
         "whiten": True,
         "lr": 0.02,
+        "layer_rates": "1,0.15",
         "lr_schedule": "linear",
         "label_input": "everywhere",
         "pass_up": "neutral",
         "negatives": "all",
         "temperature": 0.05,
+        "scored": "last",
         "bp_lr": 0.001,
     },
 }
@@ -301,6 +303,7 @@ class ForwardForward:
         with all negatives
     temperature: the unit of goodness, in the loss and in the choice of negatives
     objective: "max", a higher goodness for the true label, or "min", a lower one
+    scored: the layers whose goodness, summed, predicts: "all" of them or the "last"
     """
 
     name = "FF"
@@ -314,11 +317,15 @@ class ForwardForward:
         self.generators = make_generators(args.seed)
         rng = self.generators["initialisation"]
         self.layers = make_layers(rng, args, self.label_input)
+        for layer, rate in zip(self.layers, args.layer_rates, strict=False):
+            for parameter in layer.parameters():
+                parameter.rate = np.float32(rate)
         self.adam = make_adam(args, args.lr)
         # In the corner, layer 0 is left out of a prediction (unless it is alone), as in
         # the paper: most of its units do not see the label.
         corner = self.label_input == "corner" and args.n_layers > 1
-        self.scored = slice(1, None) if corner else slice(None)
+        first = args.n_layers - 1 if args.scored == "last" else int(corner)
+        self.scored = slice(first, None)
         L = args.n_layers
         self.history = new_history(loss_per_layer=(L,), g_pos=(L,), g_neg=(L,))
 
@@ -2142,7 +2149,9 @@ def model_arrays(args, learners, full_test):
 OLDER_DEFAULTS = {
     "network": "feedforward",
     "objective": "max",
+    "layer_rates": [1.0, 1.0, 1.0, 1.0],
     "pass_up": "labelled",
+    "scored": "all",
     "shift": SHIFT,
     "whiten": False,
 }
@@ -2263,9 +2272,9 @@ def number(kind, low, high=2**63 - 1):
     return parse
 
 
-def fields(text):
-    """An argparse type: sides of receptive fields, such as 11,5,5,5."""
-    return [number(int, 1, SIDE)(part) for part in text.split(",")]
+def by_layer(kind):
+    """An argparse type: numbers of a kind with commas, from layer 0 on, as 11,5,5,5."""
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def threshold(text):
@@ -2360,7 +2369,8 @@ def add_training_flags(parser, backprop=True):
     help = "units at each position of a layer"
     add("--channels", CHANNELS, number(int, 1, 1_000_000), help)
     help = "sides of the layers' receptive fields, from the first on, with commas"
-    add("--fields", ",".join(map(str, RECEPTIVE_FIELDS)), fields, help, "N,...")
+    sides = by_layer(number(int, 1, SIDE))
+    add("--fields", ",".join(map(str, RECEPTIVE_FIELDS)), sides, help, "N,...")
     add("--batch-size", 64, count, "images in a step")
     add("--lr", 0.01, positive, "Adam's learning rate")
     help = "constant, or falling linearly to 0"
@@ -2371,6 +2381,8 @@ def add_training_flags(parser, backprop=True):
     add("--shift", SHIFT, number(int, 0, SIDE), help)
     switch("--whiten", "decorrelate neighbouring pixels and colours of the image (ZCA)")
     group = parser.add_argument_group("Forward-Forward")
+    help = "the layers' learning rates, from the first on, in units of --lr"
+    add("--layer-rates", "1,1,1,1", by_layer(positive), help, "N,...")
     help = "recurrent: the true label's goodness is to be high, or low"
     choose("--objective", "max", "min", help)
     help = "where the label enters: a block of the image, or top-down into all units; "
@@ -2387,6 +2399,9 @@ def add_training_flags(parser, backprop=True):
     group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
     help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)
+    help = "layers whose summed goodness predicts; of all, without the first where the "
+    help += "label is in the corner"
+    choose("--scored", "all", "last", help)
     if backprop:
         group = parser.add_argument_group("backprop")
         switch("--bp-baseline", "train the same stack with backprop too")
@@ -2423,8 +2438,19 @@ def parse(parser):
             "--fields is for the feed-forward network",
         ),
         (
-            args.n_layers > len(args.fields),
-            f"--n-layers {args.n_layers} needs as many --fields",
+            recurrent and set(args.layer_rates) != {1},
+            "--layer-rates is for the feed-forward network",
+        ),
+        (
+            recurrent and args.scored != "all",
+            f"--scored {args.scored} is for the feed-forward network",
+        ),
+        *(
+            (
+                args.n_layers > len(getattr(args, name)),
+                f"--n-layers {args.n_layers} needs as many --{name.replace('_', '-')}",
+            )
+            for name in ("fields", "layer_rates")
         ),
         (
             sum(args.fields[: args.n_layers]) - args.n_layers >= SIDE,

@@ -523,6 +523,8 @@ PHRASES = {
     "shift": "shifts of up to {}",
     "whiten": "whitened images",
     "pass_up": "{} label upwards",
+    "layer_rates": "layers' rates {}",
+    "scored": "{} layer predicts",
 }
 
 
@@ -548,10 +550,10 @@ def describe(args):
     words.append(wrong[args.negatives])
     for name in ff.TRAINING_ARGUMENTS:
         value, usual = getattr(args, name), getattr(headline, name)
-        if name == "fields":  # those of the layers that there are
+        if isinstance(value, list):  # of the layers that there are
             value, usual = (
-                " and ".join(map(str, sides[: args.n_layers]))
-                for sides in (value, usual)
+                " and ".join(f"{number:g}" for number in numbers[: args.n_layers])
+                for numbers in (value, usual)
             )
         if name in UNNAMED + NAMED_ALWAYS or value == usual:
             continue

@@ -178,7 +178,9 @@ def ff_loss_slopes(g, threshold, temperature=1.0):
 class ForwardForward:
     """layers: of this module; the label is in their V, or else in the image's corner.
 
+    learning_rate: one, or that of each layer
     neutral: what goes up is the activity without a label; kernel: see filtered()
+    last: the goodness of the last layer alone predicts
     """
 
     def __init__(
@@ -190,14 +192,16 @@ class ForwardForward:
         temperature=1.0,
         neutral=False,
         kernel=None,
+        last=False,
     ):
         self.layers, self.dtype = layers, dtype
-        self.neutral, self.kernel = neutral, kernel
+        self.neutral, self.kernel, self.last = neutral, kernel, last
         self.loss_settings = threshold, temperature
         self.top_down = layers[0].V is not None
+        rates = np.broadcast_to(learning_rate, len(layers))
         self.adams = [
-            [Adam(p.shape, dtype, learning_rate) for p in layer.parameters()]
-            for layer in self.layers
+            [Adam(p.shape, dtype, rate) for p in layer.parameters()]
+            for layer, rate in zip(self.layers, rates, strict=True)
         ]
 
     def normalise(self, images):
@@ -259,6 +263,8 @@ class ForwardForward:
 
     def predict(self, images):
         scores = self.label_goodness(images)
+        if self.last:
+            return scores[-1].argmax(axis=0)
         if len(scores) > 1 and not self.top_down:
             scores = scores[1:]
         return scores.sum(axis=0).argmax(axis=0)

@@ -591,6 +591,8 @@ OTHER_VALUES = {
     "whiten": True,
     "label_input": "everywhere",
     "pass_up": "neutral",
+    "layer_rates": [1, 0.5],
+    "scored": "last",
     "negatives": "sampled",
     "threshold": "halfway",
     "temperature": 0.1,

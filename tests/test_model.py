@@ -398,22 +398,26 @@ def test_ff_steps_and_predictions_agree_with_the_plain_model(
 
 @pytest.mark.parametrize("n_layers", [2, 3])
 @pytest.mark.parametrize("negatives", ["uniform", "sampled", "all"])
-def test_neutral_and_whitened_steps_agree_with_the_plain_model(n_layers, negatives):
+def test_steps_like_those_of_the_best_recipe_agree_with_the_plain_model(
+    n_layers, negatives
+):
     loss = {"threshold": None if negatives == "all" else "halfway"}
     loss["temperature"] = 0.1
     flags = {"label_input": "everywhere", "pass_up": "neutral", "negatives": negatives}
     flags |= {"n_layers": n_layers, "fields": [6, 4, 3], "whiten": True}
-    learner = make_ff(lr=1e-3, **flags, **loss)
+    rates = [1, 0.5, 0.25][:n_layers]
+    learner = make_ff(lr=1e-3, layer_rates=rates, scored="last", **flags, **loss)
     rng = np.random.default_rng(7)
     learner.whitening[:] = rng.standard_normal(learner.whitening.shape) / 8
     randomise_label_weights(learner, rng)
     layers = [plain_layer(layer) for layer in learner.layers]
     oracle = plain.ForwardForward(
         layers,
-        1e-3,
+        1e-3 * np.array(rates),
         np.float64,
         neutral=True,
         kernel=learner.whitening.astype(float),
+        last=True,
         **loss,
     )
     assert_steps_agree(learner, oracle, rng, (7, 4, 7))

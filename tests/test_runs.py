@@ -94,6 +94,7 @@ NONSENSE = {
     "--threshold": ["0", "-2", "nan", "inf", "x", "half"],
     "--temperature": ["0", "-1", "nan"],
     "--fields": ["", "0", "33", "5,", "5,x", "5;5", "5,-5"],
+    "--layer-rates": ["", "0", "1,", "1,x", "1;1", "1,-1", "1,nan"],
     "--shift": ["-1", "33", "1.5", "nan"],
     "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
     "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
@@ -150,6 +151,9 @@ def test_a_usage_error_of_the_script_itself_has_exit_code_2(run, flags):
         "--network recurrent --fields 5,5",
         "--fields 5",
         "--n-layers 2 --fields 20,14",
+        "--network recurrent --layer-rates 1,0.5",
+        "--network recurrent --scored last",
+        "--layer-rates 1",
         "--pass-up neutral",
         "--shift 3",
     ],
@@ -222,6 +226,7 @@ def test_a_run_with_whitening_and_neutral_labels_saves_loads_and_resumes(run, tm
     flags = "--label-input", "everywhere", "--negatives", "all", "--pass-up", "neutral"
     flags += "--whiten", "--fields", "5,4", "--n-epochs", "2", "--bp-baseline"
     flags += "--augment", "--shift", "4", "--full-test", "--temperature", "0.05"
+    flags += "--layer-rates", "1,0.3", "--scored", "last"
     whole, resumed = tmp_path / "a.npz", tmp_path / "b.npz"
     assert run(*flags, "--save", whole)[0] == 0
     checkpoint = "--checkpoint", tmp_path / "checkpoint.npz"
