@@ -555,7 +555,8 @@ def describe(args):
                 " and ".join(f"{number:g}" for number in numbers[: args.n_layers])
                 for numbers in (value, usual)
             )
-        if name in UNNAMED + NAMED_ALWAYS or value == usual:
+        one_layer = name == "scored" and args.n_layers == 1  # all is the last
+        if name in UNNAMED + NAMED_ALWAYS or value == usual or one_layer:
             continue
         phrase = PHRASES.get(name, name.replace("_", " ") + " {}").format(value)
         one = value == 1 and value is not True

@@ -608,6 +608,9 @@ def test_a_row_is_named_after_all_that_decides_its_accuracy_and_nothing_else():
     two_fields = {"fields": [11, 5]}
     for same in ({"seed": 7}, {"eval_subset": 7}, {"threshold": 2}, two_fields):
         assert viz.describe(ff.training_arguments(**same)) == names[0]
+    one_layer = ff.training_arguments(n_layers=1)
+    same = ff.training_arguments(n_layers=1, scored="last")
+    assert viz.describe(same) == viz.describe(one_layer)
     with_bp = viz.describe(ff.training_arguments(bp_baseline=True, lr=0.01))
     same = ff.training_arguments(bp_baseline=True, bp_lr=0.01)
     assert viz.describe(same) == with_bp
