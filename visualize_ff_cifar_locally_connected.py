@@ -523,7 +523,7 @@ PHRASES = {
     "shift": "shifts of up to {}",
     "whiten": "whitened images",
     "pass_up": "{} label upwards",
-    "layer_rates": "layers' rates {}",
+    "layer_rates": "layers at {} of the rate",
     "scored": "{} layer predicts",
 }
 
