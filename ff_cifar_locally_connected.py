@@ -2398,8 +2398,8 @@ def add_training_flags(parser, backprop=True):
     group.add_argument("--threshold", type=threshold, metavar="N|halfway", help=help)
     help = "unit of goodness, in the loss and in the softmax of the negatives"
     add("--temperature", 1.0, positive, help)
-    help = "layers whose summed goodness predicts; of all, without the first where the "
-    help += "label is in the corner"
+    help = "layers whose summed goodness predicts; with the label in the corner, all "
+    help += "leaves out the first"
     choose("--scored", "all", "last", help)
     if backprop:
         group = parser.add_argument_group("backprop")
