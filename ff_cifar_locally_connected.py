@@ -1503,7 +1503,8 @@ class Adam:
     folded into two scalars, which leaves ten passes over arrays that fit the cache.
 
     total_steps: the learning rate falls linearly, to 0 after so many; None: constant
-    weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases
+    weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases; times
+        learning_rate, whatever a parameter's own rate
     """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
