@@ -302,6 +302,7 @@ class ForwardForward:
         with all negatives
     temperature: the unit of goodness, in the loss and in the choice of negatives
     objective: "max", a higher goodness for the true label, or "min", a lower one
+    layer_rates: the learning rate of each layer, in units of lr
     scored: the layers whose goodness, summed, predicts: "all" of them or the "last"
     """
 
