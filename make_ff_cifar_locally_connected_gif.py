@@ -17,13 +17,9 @@ and goodness; training and test accuracy in percent; seconds):
 """
 
 import io
-import os
-from typing import NamedTuple
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
-
-if __name__ == "__main__":
-    os.environ.pop("MPLBACKEND", None)  # may be one that is not installed here
+import visualize_ff_cifar_locally_connected as viz  # before matplotlib: see there
 
 # isort: split
 import imageio.v3 as iio
@@ -32,8 +28,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-
-import visualize_ff_cifar_locally_connected as viz
 
 SIZE, DPI = (7, 5.2), 130  # inches, pixels per inch
 # Left, bottom, width and height of the axes, in shares of the frame. A layout that
@@ -57,18 +51,6 @@ STYLE = viz.STYLE | {
 }
 
 
-class Snapshot(NamedTuple):
-    """What a frame adds to the ones before it."""
-
-    epoch: int
-    g_true: np.ndarray  # (L,) mean goodness of the test images with their true label
-    g_wrong: np.ndarray  # (L,) and with the nine others
-    train_accuracy: float  # fraction
-    test_accuracy: float
-    demo: np.ndarray  # (N_CLASSES,) the demo image's goodness with each label
-    scored: np.ndarray  # the layers whose goodness a score sums
-
-
 # ---------------------------------------------------------------- snapshots
 
 
@@ -80,87 +62,74 @@ def mean_goodness(learner, images, labels):
     return true.mean(axis=1), wrong.mean(axis=1)
 
 
-def make_snapshots(args, data, tell):
-    """Train FF, and return its Snapshots."""
+def make_snapshots(args, data):
+    """Train FF: what each frame shows, {name: (snapshots, ...)}.
+
+    epoch; ff_g_pos and ff_g_neg (L,), mean goodness of the test images with their true
+    label and with the nine others; ff_train_acc and ff_test_acc, fractions; demo
+    (N_CLASSES,), the first test image's goodness with each label, mean of the layers
+    that predict
+    """
     train_x, train_y, test_x, test_y = data
-    n = args.eval_subset
-    learner, *_ = ff.make_learners(args)  # FF is the first
-    ff.fit_whitening(learner, train_x[: args.train_subset])
-    snapshots = []
+    train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
+    n, (learner,), snapshots = args.eval_subset, ff.make_learners(args), []
+    if args.whiten:
+        learner.whitening = ff.whitening_filter(train_x)
 
-    def snapshot(epoch, train_accuracy, test_accuracy):
-        g = mean_goodness(learner, test_x[:n], test_y[:n])
-        # What predict() compares, but for the sign of --objective min.
-        demo = learner.sign * learner.label_scores(test_x[:1])[:, 0]
-        scored = np.arange(len(g[0]))[learner.scored]
-        snapshots.append(
-            Snapshot(epoch, *g, train_accuracy, test_accuracy, demo, scored)
-        )
+    def snapshot(accuracies):
+        epoch = len(learner.history)
+        if epoch % args.snapshot_every and epoch < args.n_epochs:
+            return
+        true, wrong = mean_goodness(learner, test_x[:n], test_y[:n])
+        demo = learner.label_goodness(test_x[:1])[learner.scored, :, 0].mean(axis=0)
+        shown = {"epoch": epoch, "ff_g_pos": true, "ff_g_neg": wrong, "demo": demo}
+        for name in "train_acc", "test_acc":
+            shown[f"ff_{name}"] = accuracies[name]
+        snapshots.append(shown)
 
-    def after_epoch():
-        epoch = len(learner.history["wallclock"])
-        if epoch % args.snapshot_every == 0 or epoch == args.n_epochs:
-            train_accuracy = learner.history["train_acc"][-1]
-            test_accuracy = learner.history["test_acc"][-1]
-            snapshot(epoch, train_accuracy, test_accuracy)
-
-    seen = min(n, args.train_subset)
-    snapshot(
-        0,
-        ff.accuracy(learner, train_x[:seen], train_y[:seen]),
-        ff.accuracy(learner, test_x[:n], test_y[:n]),
-    )
-    ff.train(learner, data, args, after_epoch, tell)
-    return snapshots
+    untrained = {
+        "train_acc": ff.accuracy(learner, train_x[:n], train_y[:n]),
+        "test_acc": ff.accuracy(learner, test_x[:n], test_y[:n]),
+    }
+    snapshot(untrained)
+    ff.train(learner, data, args, lambda: snapshot(learner.history[-1]))
+    return {name: np.array([one[name] for one in snapshots]) for name in snapshots[0]}
 
 
 # ------------------------------------------------------------------- frames
 
 
 def draw_frame(args, snapshots, last, image, label):
-    """The figure of snapshots[: last + 1], with axes that fit all the snapshots.
+    """The figure of a snapshot and those before it, with axes that fit all of them.
 
     image: the demo image, uint8 (H, W, 3), of class `label`
     """
-    shown = snapshots[: last + 1]
+    so_far = {name: values[: last + 1] for name, values in snapshots.items()}
+    epochs = so_far["epoch"]
     figure = Figure(SIZE, DPI)
     figure.suptitle(
-        f"Forward-Forward, epoch {shown[-1].epoch} of {args.n_epochs} · "
-        f"{viz.data_name(args)}"
+        f"Forward-Forward, epoch {epochs[-1]} of {args.n_epochs} · "
+        f"{viz.data_name(args.dataset)}"
     )
     places = GOODNESS_AT, ACCURACY_AT, PICTURE_AT, LABELS_AT
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
-    columns = Snapshot(*map(np.array, zip(*snapshots, strict=True)))
-    so_far = Snapshot(*(column[: last + 1] for column in columns))
-    span = 0.04 * args.n_epochs
-    for axes in (goodness, accuracy):
-        axes.set(xlabel="epoch", xlim=(-span, args.n_epochs + span))
-        axes.xaxis.set_major_locator(viz.whole_epochs())
-
-    viz.plot_goodness(
-        goodness, so_far.epoch, so_far.g_true.T, so_far.g_wrong.T, args.threshold
-    )
-    theta = args.threshold if viz.is_number(args.threshold) else 0
-    highest = max(columns.g_true.max(), columns.g_wrong.max(), theta)
-    rows = len(goodness.lines) // 2 + 1
+    by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
+    viz.plot_goodness(goodness, args, epochs, by_layer)
+    highest = max(snapshots["ff_g_pos"].max(), snapshots["ff_g_neg"].max())
+    if args.loss == "threshold":
+        highest = max(highest, args.threshold)
     goodness.set_ylim(0, 1.05 * highest)
-    goodness.locator_params("y", steps=[1, 2, 5, 10])  # short numbers, little room
-    viz.add_headroom(goodness, 0.06 + 0.1 * rows)
     goodness.set_title(f"Goodness, {args.eval_subset:,} test images")
-    goodness.legend(loc="upper left", ncols=2)
 
-    train, test = {"FF": so_far.train_accuracy}, {"FF": so_far.test_accuracy}
-    viz.plot_accuracies(accuracy, so_far.epoch, train, test)
-    highest = max(columns.train_accuracy.max(), columns.test_accuracy.max(), 0.2)
-    accuracy.set_ylim(0, 105 * highest)
-    viz.add_headroom(accuracy, 0.26)
-    end = min(100, accuracy.get_ylim()[1])
-    accuracy.set_yticks([tick for tick in accuracy.get_yticks() if 0 <= tick <= end])
+    viz.plot_accuracies(accuracy, epochs, so_far)
+    train, test = (snapshots[f"ff_{name}_acc"] for name in ("train", "test"))
+    accuracy.set_ylim(0, 105 * max(train.max(), test.max(), 0.2))
     accuracy.set_title(
-        f"Accuracy: test {100 * shown[-1].test_accuracy:.1f} %, "
-        f"training {100 * shown[-1].train_accuracy:.1f} %"
+        f"Accuracy: test {100 * test[last]:.1f} %, training {100 * train[last]:.1f} %"
     )
-    accuracy.legend(loc="upper left", ncols=2)
+    for axes in (goodness, accuracy):
+        axes.locator_params("y", nbins=5)
+        viz.finish_curves(axes, 0, args.n_epochs)
 
     if args.label_input == "corner":
         viz.show_image(picture, viz.encoded_image(image, label))
@@ -169,67 +138,47 @@ def draw_frame(args, snapshots, last, image, label):
     else:
         viz.show_image(picture, image / 255)
         picture.set_title(f"Test image 0, raw, no label in it: {ff.CLASSES[label]}")
-
-    scored = shown[-1].scored
-    draw_labels(labels, args, scored, shown[-1].demo, label)
-    lengths = bar_lengths(args, columns.demo)
-    ends = 0, lengths.min(), lengths.max(), len(scored) * theta
-    low, high = 1.05 * min(ends), max(ends)
-    room = 0.6 if low < 0 else 0.5  # for the words beside the bars
-    labels.set_xlim(low, high + room * (high - low))
+    draw_labels(labels, args, snapshots["demo"], last, label)
     return figure
 
 
-def bar_lengths(args, demo):
-    """What stands for the demo image's goodness (..., N_CLASSES).
+def draw_labels(axes, args, demo, last, label):
+    """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES).
 
-    The goodness; but where no fixed theta holds it, and it only counts in comparison
-    with that of other labels, what it is above their mean.
+    With --loss softmax, where goodness only counts in comparison with that of other
+    labels: what it is above the average of the ten.
     """
-    fixed = viz.is_number(args.threshold)
-    return demo if fixed else demo - demo.mean(axis=-1, keepdims=True)
-
-
-def draw_labels(axes, args, scored, demo, label):
-    """Bars of the demo image's goodness (N_CLASSES,) with each label.
-
-    scored: the layers whose goodness it sums
-    """
-    lengths, names = bar_lengths(args, demo), {label: "true label"}
-    colours = np.full(ff.N_CLASSES, "#a0a0a0", object)
+    lengths, unit = demo, "dotted: θ"
+    if args.loss == "threshold":
+        axes.axvline(args.threshold, **viz.REFERENCE)
+    else:
+        lengths, unit = demo - demo.mean(axis=1, keepdims=True), "above average"
+        axes.axvline(0, color="black", linewidth=0.8, zorder=4)
+    colours, names = np.full(ff.N_CLASSES, "#a0a0a0", object), {label: "true label"}
     # Label weights start at zero: what tells the labels apart then is rounding alone.
-    if np.ptp(demo) > 1e-5 * demo.max():
-        predicted = int(demo.argmin() if args.objective == "min" else demo.argmax())
-        colours[predicted] = viz.LEARNER_LOOKS["FF"]["color"]
+    if np.ptp(demo[last]) > 1e-5 * demo[last].max():
+        best = np.argmin if args.objective == "min" else np.argmax
+        predicted = int(best(demo[last]))
+        colours[predicted] = viz.BLUE
         names[predicted] = "predicted, right" if predicted == label else "predicted"
-    bars = axes.barh(range(ff.N_CLASSES), lengths, color=colours)
+    bars = axes.barh(range(ff.N_CLASSES), lengths[last], color=colours)
     bars[label].set(hatch="////", edgecolor="black", linewidth=1)
     for k, name in names.items():
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        at = max(lengths[k], 0)
+        at = max(lengths[last, k], 0)
         axes.text(at, k, f" ◀ {name}", va="center", fontsize=8.5, bbox=white)
+    low, high = min(0, lengths.min()), lengths.max()
+    if args.loss == "threshold":
+        high = max(high, args.threshold)
+    room = 0.6 if low < 0 else 0.5  # for the words beside the bars
+    axes.set_xlim(1.05 * low, high + room * (high - low))
+    axes.locator_params("x", nbins=5)
     axes.set_yticks(range(ff.N_CLASSES), ff.CLASSES)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    layers = f"layer {scored[-1]}"
-    if len(scored) > 1:
-        layers = f"layers {scored[0]} to {scored[-1]}"
     axes.set_title("Test image 0: goodness with each label")
-    if viz.is_number(args.threshold):
-        axes.axvline(len(scored) * args.threshold, **viz.REFERENCE)
-        theta = f"{len(scored)}θ" if len(scored) > 1 else "θ"
-        axes.set_xlabel(f"mean(h²), {layers} (dotted: {theta})")
-    else:
-        axes.axvline(0, color="black", linewidth=0.8, zorder=4)
-        axes.locator_params("x", nbins=4)
-        axes.set_xlabel(f"mean(h²), {layers}, above average")
-
-
-def frame_time(fps):
-    """The milliseconds of a frame, at the speed next to fps: GIF has steps of 10."""
-    steps = int(100 / fps)
-    return 10 * min(steps, steps + 1, key=lambda n: abs(100 / n - fps))
+    axes.set_xlabel(f"mean(h²), layers that predict ({unit})")
 
 
 def make_gif(frames, fps):
@@ -241,7 +190,7 @@ def make_gif(frames, fps):
     pixels = Image.fromarray(np.concatenate(frames))
     indexed = pixels.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=0)
     palette = indexed.getpalette()
-    durations = [frame_time(fps)] * len(frames)
+    durations = [10 * round(100 / fps)] * len(frames)  # GIF has steps of 10 ms
     durations[-1] = max(LAST_FRAME, durations[-1])
     gif = io.BytesIO()
     iio.imwrite(
@@ -283,27 +232,25 @@ def main():
         metavar="FILE",
         help=f"the GIF to write (default: {default})",
     )
-    ff.add_training_flags(parser, backprop=False)
+    ff.add_training_flags(parser)
     parser.set_defaults(n_epochs=8, train_subset=4000, eval_subset=500)
     args = ff.parse(parser)
-    tell = ff.teller(args)
+    if args.bp_baseline:
+        parser.error("--bp-baseline: the animation shows Forward-Forward alone")
     data = ff.load_data(args)
-    snapshots = make_snapshots(args, data, tell)
+    snapshots = make_snapshots(args, data)
     _, _, test_x, test_y = data
     frames = []
     # "default": the user's own settings must not change the frames.
     with matplotlib.style.context(["default", STYLE]):
-        for last in range(len(snapshots)):
+        for last in range(len(snapshots["epoch"])):
             figure = draw_frame(args, snapshots, last, test_x[0], test_y[0])
             canvas = FigureCanvasAgg(figure)
             canvas.draw()
             frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
     gif = make_gif(frames, args.fps)
-    ff.write_result(args.out, lambda file: file.write(gif))
-    wanted, played = f"{args.fps:.3g}", f"{1000 / frame_time(args.fps):.3g}"
-    instead = f", {played} a second (instead of {wanted})" if played != wanted else ""
-    tell(f"wrote {args.out}: {len(frames)} frames{instead}, {len(gif) / 1e3:.0f} kB")
-    ff.tell_data(args, tell)
+    ff.write_whole(args.out, lambda file: file.write(gif), keep=True)
+    ff.tell(f"wrote {args.out}: {len(frames)} frames, {len(gif) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,246 @@
-"""The experiment in the plainest numpy: the truth for the tests, the rival in the benchmark.
+"""Forward-Forward in the plainest numpy: truth of the tests, rival in the benchmark.
 
-Nothing here is shared, skipped, reused or fused. im2col with a contiguous copy, one
-matmul with the positions as its batch axis, separate positive and negative passes, a
-second forward pass after the update for the next layer's input, Adam with temporaries,
-and ten full forward passes to predict. With dtype float64 the tests hold the fast
-version against it; with float32 tests/benchmark.py times it. It imports nothing from
-the project. Labels are written, and images normalised, here once more.
+It begins with all that the headline needs; below stands what the other recipes add, and
+backprop. Nothing is shared, skipped, reused or fused: every pass is computed by itself,
+ten of them to predict. With dtype float64 the tests hold the fast version against it;
+with float32 tests/benchmark.py times it. It imports nothing from the project.
+
+Axes: B images, positions of a map row by row, K inputs of a receptive field in the order
+row, column, channel. Images are (B, 32, 32, 3), activities (positions, B, channels).
 """
+
+from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-MEAN = [0.4914, 0.4822, 0.4465]
+MEAN = [0.4914, 0.4822, 0.4465]  # of the training set, per channel
 
 
-def normalise(images, dtype):
-    return images.astype(dtype) / 255 - np.array(MEAN, np.float32).astype(dtype)
+def normalise(images, dtype, kernel=None):
+    """uint8 images as a network sees them; kernel: what whitens them, see filtered()."""
+    x = images.astype(dtype) / 255 - np.array(MEAN, np.float32).astype(dtype)
+    return x if kernel is None else filtered(x, kernel)
 
 
 def with_labels(images, labels):
-    """A copy of normalised images (B, 32, 32, 3) with their label blocks."""
+    """A copy of normalised images with the block of each one's label in its corner."""
     out = images.copy()
     out[:, :3, :10, :] = -1.0
     for image, label in zip(out, labels):
         image[:3, label, :] = 1.0
     return out
+
+
+def wrong_labels(labels, rng):
+    """For each label one of the other nine."""
+    return (labels + rng.integers(1, 10, len(labels))) % 10
+
+
+def im2col(x, field):
+    """The inputs of each position: (B, H, W, C) -> (positions, B, K)."""
+    windows = sliding_window_view(x, (field, field), axis=(1, 2))
+    windows = windows.transpose(1, 2, 0, 4, 5, 3)
+    return np.ascontiguousarray(windows).reshape(len(windows) ** 2, len(x), -1)
+
+
+def activation(u):
+    return np.maximum(u, 0)
+
+
+def goodness(h):
+    """Of a layer with activity h, for each image: (B,)."""
+    return (h**2).mean(axis=(0, 2))
+
+
+class Layer:
+    """relu(W x + b), with weights of its own at every position.
+
+    weights: W (positions, K, channels) and b (positions, channels), from maps (side,
+    side, ...) of them
+    """
+
+    def __init__(self, field, dtype, W, **others):
+        self.field, self.side, self.weights = field, len(W), {}
+        for name, w in {"W": W, **others}.items():
+            self.weights[name] = w.reshape(self.side**2, *w.shape[2:]).astype(dtype)
+
+    def columns(self, x):
+        return im2col(x, self.field)
+
+    def forward(self, columns, top=None):
+        """Activities; top: what layers with further inputs read, see LabelLayer."""
+        return activation(columns @ self.weights["W"] + self.weights["b"][:, None])
+
+    def gradients(self, du, columns, top=None):
+        """Of the weights by their names, from those by the pre-activation."""
+        return {"W": columns.transpose(0, 2, 1) @ du, "b": du.sum(axis=1)}
+
+    def maps(self, h):
+        return h.reshape(self.side, self.side, h.shape[1], -1).transpose(2, 0, 1, 3)
+
+    def normalised(self, h):
+        """What the next layer reads: maps, divided by their root mean square."""
+        rms = np.sqrt((h**2).mean(axis=(0, 2)))
+        return self.maps(h) / rms[:, None, None, None]
+
+
+def logistic_loss(g, theta=2.0, temperature=1.0):
+    """Of a layer with goodness g (2, B) in the positive and the negative pass: the mean
+    of -log p, with p = 1 / (1 + exp(-+(g - theta) / temperature)); its derivative."""
+    positive, negative = (g[0] - theta) / temperature, (g[1] - theta) / temperature
+    losses = np.log(1 + np.exp(-positive)), np.log(1 + np.exp(negative))
+    slopes = -1 / (1 + np.exp(positive)), 1 / (1 + np.exp(-negative))
+    return np.mean(losses), np.array(slopes) / (g.size * temperature)
+
+
+class Adam:
+    """Kingma & Ba, algorithm 1, as it is printed there."""
+
+    def __init__(self, shape, dtype, learning_rate):
+        self.m, self.v, self.t = np.zeros(shape, dtype), np.zeros(shape, dtype), 0
+        self.learning_rate = learning_rate
+
+    def step(self, value, gradient):
+        self.t += 1
+        self.m = 0.9 * self.m + (1 - 0.9) * gradient
+        self.v = 0.999 * self.v + (1 - 0.999) * gradient**2
+        m_hat = self.m / (1 - 0.9**self.t)
+        v_hat = self.v / (1 - 0.999**self.t)
+        value -= self.learning_rate * m_hat / (np.sqrt(v_hat) + 1e-8)
+
+
+def make_adams(weights, learning_rates, dtype):
+    """One for each array, where weights are dicts, each with its rate, or one for all."""
+    rates = np.broadcast_to(learning_rates, len(weights)).tolist()
+    return [
+        {name: Adam(w.shape, dtype, rate) for name, w in arrays.items()}
+        for arrays, rate in zip(weights, rates, strict=True)
+    ]
+
+
+class ForwardForward:
+    """Layers that learn one by one, with the label in the corner of the image.
+
+    learning_rate: one, or that of each layer
+    loss: logistic_loss() or another one of goodness (P, B), with the true label first
+    """
+
+    kernel = None  # see normalise()
+
+    def __init__(self, layers, learning_rate, dtype, loss=logistic_loss):
+        self.layers, self.dtype, self.loss = layers, dtype, loss
+        self.adams = make_adams(self.weights(), learning_rate, dtype)
+
+    def weights(self):
+        return [layer.weights for layer in self.layers]
+
+    def labelled(self, images, labels):
+        """What layer 0 reads."""
+        return with_labels(normalise(images, self.dtype, self.kernel), labels)
+
+    def passed_up(self, layer, columns, h):
+        """What the next layer reads where this one, of these columns, makes h."""
+        return layer.normalised(h)
+
+    def train_step(self, images, labels, negatives):
+        """One step of every layer, uint8 images (B, 32, 32, 3) and their labels (B,).
+
+        negatives: the wrong labels (B,) of each negative pass
+        images: or those of each pass, (P, B, 32, 32, 3), the positive one first
+        Returns each layer's loss and mean goodness, positive and negative: (L, 3).
+        """
+        passes = [labels, *negatives]
+        images = [images] * len(passes) if images.ndim == 4 else images
+        inputs = [self.labelled(*pair) for pair in zip(images, passes, strict=True)]
+        statistics = []
+        for layer, adams in zip(self.layers, self.adams, strict=True):
+            columns = [layer.columns(x) for x in inputs]
+            h = [layer.forward(*pair) for pair in zip(columns, passes)]
+            g = np.array([goodness(one) for one in h])
+            loss, slopes = self.loss(g)
+            total = dict.fromkeys(adams, 0)
+            for p, top in enumerate(passes):
+                # By the chain rule, with mean(h^2) and relu, which has no slope at 0.
+                # No gradient crosses to the layer below.
+                du = slopes[p][:, None] * (2 * h[p] / h[p][:, 0].size)
+                for name, gradient in layer.gradients(du, columns[p], top).items():
+                    total[name] = total[name] + gradient
+            inputs = [self.passed_up(layer, *pair) for pair in zip(columns, h)]
+            for name, adam in adams.items():
+                adam.step(layer.weights[name], total[name])
+            statistics.append([loss, g[0].mean(), g[1:].mean()])
+        return np.array(statistics)
+
+    def goodness(self, images, labels):
+        """Of each layer in one pass: (L, B)."""
+        x, g = self.labelled(images, labels), []
+        for layer in self.layers:
+            columns = layer.columns(x)
+            h = layer.forward(columns, labels)
+            g.append(goodness(h))
+            x = self.passed_up(layer, columns, h)
+        return np.array(g)
+
+    def label_goodness(self, images):
+        """Of each layer with each of the ten labels: (L, 10, B)."""
+        passes = [np.full(len(images), label) for label in range(10)]
+        return np.stack([self.goodness(images, labels) for labels in passes], axis=1)
+
+    def scores(self, images):
+        """What decides between the labels: the first layer only where it is alone."""
+        g = self.label_goodness(images)
+        return g[0] if len(g) == 1 else g[1:].sum(axis=0)
+
+    def predict(self, images):
+        return self.scores(images).argmax(axis=0)
+
+
+# -------------------------------------------- what the other recipes of FF add
+
+
+def softmax_loss(g, temperature=1.0):
+    """The mean over images of -log softmax(g / temperature) of the first of any number
+    of passes, g (P, B), and its derivative."""
+    p = np.exp((g - g.max(axis=0)) / temperature)
+    p /= p.sum(axis=0)
+    slopes = p.copy()
+    slopes[0] -= 1
+    return -np.log(p[0]).mean(), slopes / (temperature * p.shape[1])
+
+
+class LabelLayer(Layer):
+    """A layer whose units have a weight for each label too, V (10, positions, channels)."""
+
+    def __init__(self, field, dtype, V, **others):
+        super().__init__(field, dtype, **others)
+        self.weights["V"] = V.reshape(10, self.side**2, -1).astype(dtype)
+
+    def forward(self, columns, top=None):
+        """top: labels (B,); or None, a neutral one: 0.1 of each."""
+        V = self.weights["V"]
+        v = V.mean(axis=0)[:, None] if top is None else V[top].transpose(1, 0, 2)
+        u = columns @ self.weights["W"] + self.weights["b"][:, None]
+        return activation(u + v)
+
+    def gradients(self, du, columns, top=None):
+        dV = np.zeros_like(self.weights["V"])
+        for i, label in enumerate(top):
+            dV[label] += du[:, i]
+        return {**super().gradients(du, columns), "V": dV}
+
+
+class LabelWeights(ForwardForward):
+    """LabelLayers: with a neutral label they pass up, and the last alone predicts."""
+
+    def labelled(self, images, labels):
+        return normalise(images, self.dtype, self.kernel)
+
+    def passed_up(self, layer, columns, h):
+        return layer.normalised(layer.forward(columns))
+
+    def scores(self, images):
+        return self.label_goodness(images)[-1]
 
 
 def whitening_filter(images):
@@ -54,421 +270,217 @@ def filtered(x, kernel):
     return out
 
 
-def im2col(x, field):
-    """(B, H, W, C) -> (positions, B, field * field * C), K in order row, column, channel."""
-    windows = sliding_window_view(x, (field, field), axis=(1, 2))
-    windows = windows.transpose(1, 2, 0, 4, 5, 3)
-    return np.ascontiguousarray(windows).reshape(
-        windows.shape[0] * windows.shape[1], len(x), -1
-    )
-
-
-class Layer:
-    """Weights W (positions, K, channels) and biases b (positions, channels).
-
-    And, with top-down weights, V (10, positions, channels): one for each label.
-    """
-
-    def __init__(self, W, b, field, dtype, V=None):
-        self.side, self.field = len(W), field
-        self.W = W.reshape(-1, *W.shape[2:]).astype(dtype)
-        self.b = b.reshape(len(self.W), -1).astype(dtype)
-        self.V = None if V is None else V.reshape(10, *self.b.shape).astype(dtype)
-
-    def parameters(self):
-        return [self.W, self.b] if self.V is None else [self.W, self.b, self.V]
-
-    def forward(self, x, labels=None):
-        """Activities (positions, B, channels); keeps what the gradients need."""
-        self.x, self.columns = x, im2col(x, self.field)
-        u = self.columns @ self.W + self.b[:, None]
-        if self.V is not None and labels is None:  # 0.1 of each
-            u = u + self.V.mean(axis=0)[:, None]
-        elif self.V is not None:
-            u = u + self.V[labels].transpose(1, 0, 2)
-        return np.maximum(u, 0)
-
-    def maps(self, h):
-        return h.reshape(self.side, self.side, h.shape[1], -1).transpose(2, 0, 1, 3)
-
-    def normalised(self, h):
-        """The next layer's input: maps divided by their root mean square."""
-        return self.maps(h) / np.sqrt(goodness(h))[:, None, None, None]
-
-    def weight_gradient(self, du, columns, labels=None):
-        """Of each of parameters(), for the columns and labels of a forward()."""
-        gradients = [columns.transpose(0, 2, 1) @ du, du.sum(axis=1)]
-        if self.V is not None:
-            gradients.append(np.zeros_like(self.V))
-            for i, label in enumerate(labels):
-                gradients[2][label] += du[:, i]
-        return gradients
-
-    def input_gradient(self, du):
-        """col2im of W du: (positions, B, channels) -> (B, H, W, C)."""
-        patches = du @ self.W.transpose(0, 2, 1)
-        dx = np.zeros_like(self.x)
-        f, channels = self.field, self.x.shape[3]
-        for p, patch in enumerate(patches):
-            i, j = divmod(p, self.side)
-            dx[:, i : i + f, j : j + f] += patch.reshape(-1, f, f, channels)
-        return dx
-
-
-class Adam:
-    """Kingma & Ba, algorithm 1, as it is printed there."""
-
-    def __init__(self, shape, dtype, learning_rate):
-        self.m, self.v, self.t = np.zeros(shape, dtype), np.zeros(shape, dtype), 0
-        self.learning_rate = learning_rate
-
-    def step(self, value, gradient):
-        self.t += 1
-        self.m = 0.9 * self.m + (1 - 0.9) * gradient
-        self.v = 0.999 * self.v + (1 - 0.999) * gradient**2
-        m_hat = self.m / (1 - 0.9**self.t)
-        v_hat = self.v / (1 - 0.999**self.t)
-        value -= self.learning_rate * m_hat / (np.sqrt(v_hat) + 1e-8)
-
-
-def goodness(h):
-    return (h**2).mean(axis=(0, 2))
-
-
-def ff_loss(g, threshold, temperature=1.0):
-    """The loss of a layer with goodness g (P, B): the true label's pass, then the others.
-
-    threshold: theta: mean over the 2B samples of log(1 + exp(-+(g - theta) / temperature));
-    or "halfway" between the two goodnesses of each image; None: for any number of passes,
-    the mean over the images of -log softmax(g / temperature) of the first.
-    """
-    if threshold is None:
-        p = np.exp((np.array(g) - np.max(g, axis=0)) / temperature)
-        return -np.log(p[0] / p.sum(axis=0)).mean()
-    g_positive, g_negative = g
-    if threshold == "halfway":
-        threshold = (g_positive + g_negative) / 2
-    losses = np.log(1 + np.exp(-(g_positive - threshold) / temperature))
-    losses += np.log(1 + np.exp((g_negative - threshold) / temperature))
-    return losses.mean() / 2
-
-
-def ff_loss_slopes(g, threshold, temperature=1.0):
-    """The derivatives of ff_loss by each g[p] (B,), by the chain rule.
-
-    Halfway, the loss is the mean of log(1 + exp(-(g_positive - g_negative) / 2T)). With
-    all labels it is log(sum_p exp(g_p / T)) - g_0 / T.
-    """
-    if threshold is None:
-        p = np.exp((np.array(g) - np.max(g, axis=0)) / temperature)
-        p /= p.sum(axis=0)
-        p[0] -= 1
-        return list(p / temperature / p.shape[1])
-    g_positive, g_negative = g
-    n = 2 * len(g_positive) * temperature
-    if threshold == "halfway":
-        slope = 1 / (1 + np.exp((g_positive - g_negative) / (2 * temperature))) / n
-        return -slope, slope
-    return (
-        -1 / (1 + np.exp((g_positive - threshold) / temperature)) / n,
-        1 / (1 + np.exp(-(g_negative - threshold) / temperature)) / n,
-    )
-
-
-class ForwardForward:
-    """layers: of this module; the label is in their V, or else in the image's corner.
-
-    learning_rate: one, or that of each layer
-    neutral: what goes up is the activity without a label; kernel: see filtered()
-    last: the goodness of the last layer alone predicts
-    """
-
-    def __init__(
-        self,
-        layers,
-        learning_rate,
-        dtype,
-        threshold=2.0,
-        temperature=1.0,
-        neutral=False,
-        kernel=None,
-        last=False,
-    ):
-        self.layers, self.dtype = layers, dtype
-        self.neutral, self.kernel, self.last = neutral, kernel, last
-        self.loss_settings = threshold, temperature
-        self.top_down = layers[0].V is not None
-        rates = np.broadcast_to(learning_rate, len(layers))
-        self.adams = [
-            [Adam(p.shape, dtype, rate) for p in layer.parameters()]
-            for layer, rate in zip(self.layers, rates, strict=True)
-        ]
-
-    def normalise(self, images):
-        images = normalise(images, self.dtype)
-        return images if self.kernel is None else filtered(images, self.kernel)
-
-    def with_labels(self, images, labels):
-        return images if self.top_down else with_labels(images, labels)
-
-    def passed_up(self, layer, x, h):
-        """What the next layer reads where this one reads x and has activity h."""
-        return layer.normalised(layer.forward(x) if self.neutral else h)
-
-    def train_step(self, images, labels, negatives, refresh=True):
-        """negatives: the wrong labels of each further pass, (B,) each.
-
-        refresh: the next layer's input comes from a forward after the update
-        """
-        images = self.normalise(images)
-        passes = [labels, *negatives]
-        inputs = [self.with_labels(images, y) for y in passes]
-        statistics = []
-        for layer, adams in zip(self.layers, self.adams, strict=True):
-            activities, columns = [], []
-            for x, y in zip(inputs, passes, strict=True):
-                activities.append(layer.forward(x, y))
-                columns.append(layer.columns)
-            g = [goodness(h) for h in activities]
-            slopes = ff_loss_slopes(g, *self.loss_settings)
-            total = [0] * len(adams)
-            for h, slope, x, y in zip(activities, slopes, columns, passes, strict=True):
-                du = slope[None, :, None] * 2 * h / (h.shape[0] * h.shape[2])
-                gradients = layer.weight_gradient(du, x, y)
-                total = [a + b for a, b in zip(total, gradients, strict=True)]
-            pairs = zip(inputs, activities, strict=True)
-            above = None if refresh else [self.passed_up(layer, *xh) for xh in pairs]
-            for adam, p, gradient in zip(adams, layer.parameters(), total, strict=True):
-                adam.step(p, gradient)
-            loss = ff_loss(g, *self.loss_settings)
-            statistics += [loss, g[0].mean(), np.mean(g[1:])]
-            if refresh:
-                pairs = zip(inputs, passes, strict=True)
-                pairs = [(x, layer.forward(x, y)) for x, y in pairs]
-                above = [self.passed_up(layer, *xh) for xh in pairs]
-            inputs = above
-        return np.array(statistics)
-
-    def label_goodness(self, images):
-        images = self.normalise(images)
-        scores = np.empty((len(self.layers), 10, len(images)), self.dtype)
-        for label in range(10):
-            labels = [label] * len(images)
-            x = self.with_labels(images, labels)
-            for i, layer in enumerate(self.layers):
-                h = layer.forward(x, labels)
-                scores[i, label] = goodness(h)
-                x = self.passed_up(layer, x, h)
-        return scores
-
-    def predict(self, images):
-        scores = self.label_goodness(images)
-        if self.last:
-            return scores[-1].argmax(axis=0)
-        if len(scores) > 1 and not self.top_down:
-            scores = scores[1:]
-        return scores.sum(axis=0).argmax(axis=0)
+# ------------------------------------------------------------------- backprop
 
 
 class Backprop:
-    """The layers, of this module, under a readout W_out (flat, 10), b_out (10,)."""
+    """Layers under a readout W (flat, 10), b (10,)."""
 
-    def __init__(self, layers, W_out, b_out, learning_rate, dtype):
-        self.layers = layers
-        self.W_out, self.b_out, self.dtype = (
-            W_out.astype(dtype),
-            b_out.astype(dtype),
-            dtype,
-        )
-        self.adams = [Adam(p.shape, dtype, learning_rate) for p in self.parameters()]
+    kernel = None  # see normalise()
 
-    def parameters(self):
-        stack = [p for layer in self.layers for p in layer.parameters()]
-        return [*stack, self.W_out, self.b_out]
+    def __init__(self, layers, W, b, learning_rate, dtype):
+        self.layers, self.dtype = layers, dtype
+        self.readout = {"W": W.astype(dtype), "b": b.astype(dtype)}
+        self.adams = make_adams(self.weights(), learning_rate, dtype)
+
+    def weights(self):
+        return [*(layer.weights for layer in self.layers), self.readout]
 
     def forward(self, images):
-        x, activities = normalise(images, self.dtype), []
+        """Each layer's columns and activities; the features and logits of the readout."""
+        x, made = normalise(images, self.dtype, self.kernel), []
         for layer in self.layers:
-            activities.append(layer.forward(x))
-            x = layer.maps(activities[-1])
+            columns = layer.columns(x)
+            made.append((columns, layer.forward(columns)))
+            x = layer.maps(made[-1][1])
         flat = np.ascontiguousarray(x).reshape(len(x), -1)
-        return activities, flat, flat @ self.W_out + self.b_out
-
-    def loss(self, images, labels):
-        logits = self.forward(images)[2]
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        return -np.log(p[np.arange(len(labels)), labels]).mean()
+        return made, flat, flat @ self.readout["W"] + self.readout["b"]
 
     def gradients(self, images, labels):
-        activities, flat, logits = self.forward(images)
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        dlogits = (p - np.eye(10, dtype=self.dtype)[labels]) / len(labels)
-        gradients = [flat.T @ dlogits, dlogits.sum(axis=0)]
-        side, B = self.layers[-1].side, len(labels)
-        dx = (dlogits @ self.W_out.T).reshape(B, side, side, -1)
-        for layer, h in zip(reversed(self.layers), reversed(activities)):
+        """The loss, and the gradients as weights() has the weights."""
+        made, flat, logits = self.forward(images)
+        loss, dlogits = cross_entropy(logits, labels)
+        gradients = [{"W": flat.T @ dlogits, "b": dlogits.sum(axis=0)}]
+        side = self.layers[-1].side
+        dx = (dlogits @ self.readout["W"].T).reshape(len(images), side, side, -1)
+        for layer, (columns, h) in zip(reversed(self.layers), reversed(made)):
             dh = dx.transpose(1, 2, 0, 3).reshape(h.shape)
             du = np.where(h > 0, dh, 0)
-            gradients[:0] = layer.weight_gradient(du, layer.columns)
+            gradients.insert(0, layer.gradients(du, columns))
             if layer is not self.layers[0]:
-                dx = layer.input_gradient(du)
-        return gradients
+                dx = input_gradient(layer, du)
+        return loss, gradients
 
     def train_step(self, images, labels):
-        for adam, p, g in zip(
-            self.adams, self.parameters(), self.gradients(images, labels)
-        ):
-            adam.step(p, g)
+        loss, gradients = self.gradients(images, labels)
+        for adams, weights, found in zip(self.adams, self.weights(), gradients):
+            for name, adam in adams.items():
+                adam.step(weights[name], found[name])
+        return loss
 
     def predict(self, images):
         return self.forward(images)[2].argmax(axis=1)
 
 
-class RecurrentLayer:
-    """One map of the recurrent network, all arrays by position as in Layer.
+def cross_entropy(logits, labels):
+    """Of softmax(logits (B, 10)), the mean over images, and its derivative."""
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    loss = -np.log(p[np.arange(len(labels)), labels]).mean()
+    return loss, (p - np.eye(10, dtype=p.dtype)[labels]) / len(labels)
 
-    W, T (positions, K, channels), T None in the last layer; b (positions, channels);
-    V (10, positions, channels) in the last layer, else None. Where a field is cut by the
-    edge, its inputs are zeros.
-    """
 
-    def __init__(self, W, b, dtype, T=None, V=None):
-        self.side, self.b = len(W), b.reshape(len(W) ** 2, -1).astype(dtype)
-        self.W = W.reshape(len(self.b), *W.shape[2:]).astype(dtype)
-        self.T = None if T is None else T.reshape(self.W.shape[0], -1, T.shape[3])
-        self.T = None if T is None else self.T.astype(dtype)
-        self.V = None if V is None else V.reshape(10, *self.b.shape).astype(dtype)
+def input_gradient(layer, du):
+    """col2im of W du: (positions, B, channels) -> (B, H, W, C)."""
+    patches = du @ layer.weights["W"].transpose(0, 2, 1)
+    f, side, B = layer.field, layer.side, du.shape[1]
+    patches = patches.reshape(len(du), B, f, f, -1)
+    dx = np.zeros((B, side + f - 1, side + f - 1, patches.shape[4]), du.dtype)
+    for p, patch in enumerate(patches):
+        i, j = divmod(p, side)
+        dx[:, i : i + f, j : j + f] += patch
+    return dx
 
-    def parameters(self):
-        return [p for p in (self.W, self.T, self.b, self.V) if p is not None]
 
-    def pre_activation(self, below, above, label):
-        """u from columns (positions, B, K); label (10, B): how much of each label."""
-        u = below @ self.W + self.b[:, None]
-        if self.T is not None and above is not None:
-            u = u + above @ self.T
-        if self.V is not None:
-            u = u + np.einsum("lb,lpc->pbc", label, self.V)
-        return u
+# ------------------------------------------------------- the recurrent network
 
-    def gradients(self, du, below, above, label):
-        found = [below.transpose(0, 2, 1) @ du]
-        if self.T is not None:
-            found.append(above.transpose(0, 2, 1) @ du)
-        found.append(du.sum(axis=1))
-        if self.V is not None:
-            found.append(np.einsum("lb,pbc->lpc", label, du))
-        return found
+
+class TopDownLayer(Layer):
+    """A layer that also reads the map above it, by weights T (positions, K, channels)."""
+
+    def forward(self, columns, top=None):
+        """top: columns of the map above; None before there is one."""
+        u = columns @ self.weights["W"] + self.weights["b"][:, None]
+        return activation(u if top is None else u + top @ self.weights["T"])
+
+    def gradients(self, du, columns, top=None):
+        dT = top.transpose(0, 2, 1) @ du
+        return {**super().gradients(du, columns), "T": dT}
 
 
 class Recurrent:
-    """The recurrent network: every pass, iteration and layer by itself, nothing shared."""
+    """Every pass, iteration and layer of the recurrent network by itself.
 
-    def __init__(self, layers, W_class, b_class, rates, dtype, sign, *loss_settings):
-        self.layers, self.dtype, self.sign = layers, dtype, sign
-        self.W_class, self.b_class = W_class.astype(dtype), b_class.astype(dtype)
-        threshold, temperature = loss_settings
-        if isinstance(threshold, float):  # "min": -g is to be above -threshold
-            threshold *= sign
-        self.loss_settings = threshold, temperature
-        self.adams = [
-            [Adam(p.shape, dtype, rates[0]) for p in layer.parameters()]
-            for layer in layers
-        ]
-        classifier = self.W_class, self.b_class
-        self.class_adams = [Adam(p.shape, dtype, rates[1]) for p in classifier]
+    layers: TopDownLayers and, at the top, a LabelLayer; where a field is cut by the edge,
+        its inputs are zeros
+    W, b: (flat, 10) and (10,), of the classifier of the bottom-up pass
+    learning_rate: of the layers; sign: -1 where goodness is to be low
+    loss: of sign * goodness
+    """
+
+    kernel = None  # see normalise()
+    iterations = 5  # of a training step
+
+    def __init__(self, layers, W, b, learning_rate, dtype, sign, loss):
+        self.layers, self.dtype, self.sign, self.loss = layers, dtype, sign, loss
+        self.readout = {"W": W.astype(dtype), "b": b.astype(dtype)}
+        rates = [learning_rate] * len(layers) + [3e-4]
+        self.adams = make_adams(self.weights(), rates, dtype)
+
+    def weights(self):
+        return [*(layer.weights for layer in self.layers), self.readout]
 
     def columns(self, maps):
-        padded = np.pad(maps, ((0, 0), (5, 5), (5, 5), (0, 0)))
-        return im2col(padded, 11)
-
-    def normalised(self, y):
-        """Maps (B, side, side, channels) of activities (positions, B, channels)."""
-        side = int(len(y) ** 0.5)
-        maps = y.reshape(side, side, *y.shape[1:]).transpose(2, 0, 1, 3)
-        return maps / np.sqrt(goodness(y))[:, None, None, None]
+        return im2col(np.pad(maps, ((0, 0), (5, 5), (5, 5), (0, 0))), 11)
 
     def begin(self, images):
-        """Activities and normalised maps of the bottom-up pass; the image's columns."""
-        x = normalise(images, self.dtype)
+        """Activities y and normalised maps n of the bottom-up pass; the image's columns."""
+        x = normalise(images, self.dtype, self.kernel)
         x = x / np.sqrt((x**2).mean(axis=(1, 2, 3), keepdims=True))
-        neutral = np.full((10, len(images)), 0.1, self.dtype)
         image, y, n = self.columns(x), [], []
         below = image
         for layer in self.layers:
-            y.append(np.maximum(layer.pre_activation(below, None, neutral), 0))
-            n.append(self.normalised(y[-1]))
+            y.append(layer.forward(below))  # nothing above, or a neutral label
+            n.append(layer.normalised(y[-1]))
             below = self.columns(n[-1])
         return y, n, image
 
     def iterate(self, images, labels, iterations):
-        """For each iteration and layer: old y, new y, slope, columns below and above."""
+        """For each iteration and layer: old y, relu, new y, columns below, and top."""
         y, n, image = self.begin(images)
-        label = np.eye(10, dtype=self.dtype)[:, labels]
         record = []
         for _ in range(iterations):
-            seen = [image, *(self.columns(maps) for maps in n), None]
-            row = []
-            for i, layer in enumerate(self.layers):
-                below = seen[i]
-                above = seen[i + 2] if i + 1 < len(self.layers) else None
-                u = layer.pre_activation(below, above, label)
-                new = 0.3 * y[i] + 0.7 * np.maximum(u, 0)
-                row.append((y[i], new, u > 0, below, above))
-            y = [new for _, new, *_ in row]
-            n = [self.normalised(new) for new in y]
+            seen, row = [image, *(self.columns(maps) for maps in n)], []
+            tops = [*seen[2:], labels]
+            for layer, old, below, top in zip(self.layers, y, seen, tops):
+                h = layer.forward(below, top)
+                row.append((old, h, 0.3 * old + 0.7 * h, below, top))
+            y = [new for _, _, new, *_ in row]
+            n = [layer.normalised(new) for layer, new in zip(self.layers, y)]
             record.append(row)
-        return record, label
+        return record
 
-    def logits(self, images):
+    def classify(self, images):
+        """The features and logits (B, 10) of the bottom-up pass."""
         _, n, _ = self.begin(images)
         x = np.concatenate([maps.reshape(len(images), -1) for maps in n], axis=1)
-        return x, x @ self.W_class + self.b_class
+        return x, x @ self.readout["W"] + self.readout["b"]
 
-    def train_step(self, images, labels, negatives, iterations):
-        x, logits = self.logits(images)
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        dlogits = (p - np.eye(10, dtype=self.dtype)[labels]) / len(labels)
-        runs = [self.iterate(images, one, iterations) for one in (labels, *negatives)]
+    def train_step(self, images, labels, negatives):
+        """See ForwardForward.train_step()."""
+        passes = [labels, *negatives]
+        images = [images] * len(passes) if images.ndim == 4 else images
+        x, logits = self.classify(images[0])
+        _, dlogits = cross_entropy(logits, labels)
+        runs = [self.iterate(*pair, self.iterations) for pair in zip(images, passes)]
         statistics = []
-        for i, (layer, adams) in enumerate(zip(self.layers, self.adams, strict=True)):
-            total, told = [0] * len(adams), []
-            for t in range(iterations):
-                g = [goodness(record[t][i][1]) for record, _ in runs]
-                signed = [self.sign * one for one in g]
-                slopes = ff_loss_slopes(signed, *self.loss_settings)
-                told.append(
-                    [ff_loss(signed, *self.loss_settings), g[0].mean(), np.mean(g[1:])]
-                )
-                for (record, label), slope in zip(runs, slopes, strict=True):
-                    _, y, on, below, above = record[t][i]
-                    factor = self.sign * slope / iterations * 2 * 0.7 / y[:, 0].size
-                    du = factor[None, :, None] * y * on
-                    found = layer.gradients(du, below, above, label)
-                    total = [a + b for a, b in zip(total, found, strict=True)]
-            for adam, p, gradient in zip(adams, layer.parameters(), total, strict=True):
-                adam.step(p, gradient)
+        for i, layer in enumerate(self.layers):
+            total, told = dict.fromkeys(layer.weights, 0), []
+            units = self.iterations * layer.weights["b"].size
+            for t in range(self.iterations):
+                g = np.array([goodness(record[t][i][2]) for record in runs])
+                loss, slopes = self.loss(self.sign * g)
+                told.append([loss, g[0].mean(), g[1:].mean()])
+                for record, slope in zip(runs, slopes):
+                    _, h, y, below, top = record[t][i]
+                    du = self.sign * slope[:, None] * 2 * 0.7 * y * (h > 0) / units
+                    for name, one in layer.gradients(du, below, top).items():
+                        total[name] = total[name] + one
+            for name, adam in self.adams[i].items():
+                adam.step(layer.weights[name], total[name])
             statistics.append(np.mean(told, axis=0))
-        self.class_adams[0].step(self.W_class, x.T @ dlogits)
-        self.class_adams[1].step(self.b_class, dlogits.sum(axis=0))
+        self.adams[-1]["W"].step(self.readout["W"], x.T @ dlogits)
+        self.adams[-1]["b"].step(self.readout["b"], dlogits.sum(axis=0))
         return np.array(statistics)
 
     def goodness_by_iteration(self, images, iterations):
-        """(iterations, L, 10, B)"""
-        g = np.empty((iterations, len(self.layers), 10, len(images)), self.dtype)
+        """With each of the ten labels: (iterations, L, 10, B)."""
+        g = []
         for label in range(10):
-            record, _ = self.iterate(images, [label] * len(images), iterations)
-            for t, row in enumerate(record):
-                for i, (_, y, *_) in enumerate(row):
-                    g[t, i, label] = goodness(y)
-        return g
+            record = self.iterate(images, np.full(len(images), label), iterations)
+            g.append([[goodness(y) for _, _, y, *_ in row] for row in record])
+        return np.stack(g, axis=2)
+
+    def scores(self, images):
+        g = self.goodness_by_iteration(images, 6)[3:]
+        return self.sign * g.mean(axis=0).sum(axis=0)
 
     def predict(self, images):
-        g = self.goodness_by_iteration(images, 10)[3:6]
-        return (self.sign * g.sum(axis=(0, 1))).argmax(axis=0)
+        return self.scores(images).argmax(axis=0)
 
-    def predict_one_pass(self, images):
-        return self.logits(images)[1].argmax(axis=1)
+
+# -------------------------------------------------- from the training module
+
+
+def twin(learner, learning_rate, dtype=np.float64):
+    """A plain learner with the weights and the settings of one of the module's."""
+    recurrent, layers = "W_class" in learner.readout, []
+    for layer in learner.layers:
+        kind = LabelLayer if layer.V else TopDownLayer if recurrent else Layer
+        layers.append(kind(layer.field, dtype, **layer.get_weights()))
+    readout = [parameter.value for parameter in learner.readout.values()]
+    if learner.name == "BP":
+        result = Backprop(layers, *readout, learning_rate, dtype)
+    else:
+        T, sign = float(learner.temperature), learner.sign
+        # For low goodness, -g is to be above -theta.
+        loss = partial(logistic_loss, theta=sign * learner.threshold, temperature=T)
+        if learner.softmax:
+            loss = partial(softmax_loss, temperature=T)
+        if recurrent:
+            result = Recurrent(layers, *readout, learning_rate, dtype, sign, loss)
+        else:
+            kind = LabelWeights if learner.everywhere else ForwardForward
+            result = kind(layers, learning_rate, dtype, loss)
+    result.kernel = learner.whitening
+    return result

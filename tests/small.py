@@ -1,9 +1,8 @@
 """A CIFAR-10 of a few noise images: its two archives, and scripts that run on it.
 
-    python3 small.py '{"N_TRAIN": 20, ...}' SCRIPT-FLAGS
+    python3 small.py '{"N_TRAIN": 20, ...}' SCRIPT SCRIPT-FLAGS
 
-sets these constants of the main script, and then runs it as its command line does; or
-the script that is named by $SCRIPT.
+sets these constants of the main script, and then runs SCRIPT as its command line does.
 """
 
 import gzip
@@ -26,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ff_cifar_locally_connected as ff
 
 NAMES = "train_x", "train_y", "test_x", "test_y"
-BATCHES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 CLOSED = "http://127.0.0.1:9/"  # the discard port: nobody listens, no route
 
 
@@ -58,18 +56,26 @@ def constants(arrays, **others):
     }
 
 
+def npz(arrays, **changes):
+    """The bytes of a cifar10.npz with these arrays."""
+    file = io.BytesIO()
+    np.savez(file, **(dict(zip(NAMES, arrays)) | changes))
+    return file.getvalue()
+
+
 def toronto_members(arrays):
-    """(TarInfo, bytes) of the members of Toronto's archive, in their order."""
+    """[TarInfo, bytes] of the members of Toronto's archive, in their order."""
     train_x, train_y, test_x, test_y = arrays
-    parts = list(zip(np.split(train_x, 5), np.split(train_y, 5))) + [(test_x, test_y)]
+    parts = [*zip(np.split(train_x, 5), np.split(train_y, 5)), (test_x, test_y)]
+    batches = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     folder = tarfile.TarInfo("cifar-10-batches-bin")
     folder.type = tarfile.DIRTYPE
-    members = [(folder, b"")]
-    for name, (images, labels) in zip(BATCHES, parts):
+    members = [[folder, b""]]
+    for name, (images, labels) in zip(batches, parts):
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         data = np.hstack([labels[:, None], planes]).tobytes()
-        members.append((tarfile.TarInfo(f"cifar-10-batches-bin/{name}"), data))
-    members.append((tarfile.TarInfo("cifar-10-batches-bin/batches.meta.txt"), b"a\n"))
+        members.append([tarfile.TarInfo(f"cifar-10-batches-bin/{name}"), data])
+    members.append([tarfile.TarInfo("cifar-10-batches-bin/batches.meta.txt"), b"a\n"])
     return members
 
 
@@ -106,29 +112,18 @@ def zip_of(members, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
-def reseal(npz, names, change):
-    """The .npz file with change(bytes) for these members, and good checksums again."""
-    with zipfile.ZipFile(io.BytesIO(npz)) as archive:
-        members = [[name, archive.read(name)] for name in archive.namelist()]
-    for member in members:
-        if member[0] in names:
-            member[1] = change(member[1])
-    return zip_of(members)
-
-
 def heed_interrupts():
     """Undo that a process started in the background ignores Ctrl-C, as all below it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(settings, *flags, **options):
-    """The main script in a process of its own, with these constants and flags."""
+def start(settings, *flags, script=ff.__name__, env=None, **options):
+    """A script in a process of its own, with these constants and flags."""
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    environment |= options.pop("env", {})
     return subprocess.Popen(
-        [sys.executable, __file__, json.dumps(settings), *map(str, flags)],
+        [sys.executable, __file__, json.dumps(settings), script, *map(str, flags)],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        | {"env": environment, "preexec_fn": heed_interrupts}
+        | {"env": environment | (env or {}), "preexec_fn": heed_interrupts}
         | options,
     )
 
@@ -139,9 +134,15 @@ def finish(process):
     return process.returncode, out, err
 
 
+def assert_one_line(text, *words):
+    assert len(text.splitlines()) == 1, text
+    for word in words:
+        assert str(word) in text
+
+
 if __name__ == "__main__":
     for constant, value in json.loads(sys.argv.pop(1)).items():
         setattr(ff, constant, value)
-    script = importlib.import_module(os.environ.get("SCRIPT", ff.__name__))
+    script = importlib.import_module(sys.argv.pop(1))
     sys.argv[0] = script.__file__
     ff.command(script.main)
