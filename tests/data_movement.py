@@ -17,9 +17,9 @@ another order too; in about two minutes. With --steps, it is the price of as man
 as FF and BP need to be equally good. Some of the table:
 
     price for an image, 10^9          batch       FF       BP          FF/BP
-    headline                             64    5.995    5.957    0.967-1.006
-    headline, layer by layer             64    5.744    5.957    0.952-0.964
-    one layer, ten labels                64    4.460    3.660    1.219-1.286
+    headline                             64    6.046    5.957    0.983-1.015
+    headline, layer by layer             64    5.795    5.957    0.968-0.973
+    one layer, ten labels                64    5.044    3.660    1.378-1.458
     recurrent network                    64   44.633    8.089    5.185-5.518
 """
 
