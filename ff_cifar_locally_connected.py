@@ -93,6 +93,8 @@ def normalised_maps(images, whitening=None):
     images: (B, H, W, 3), which all passes share, so that S = 1, or (S, B, H, W, 3)
     whitening: a filter of whitening_filter(), applied to them, or None
     """
+    if images.dtype != np.uint8:
+        raise TypeError(f"images are to be uint8, 0 to 255, and not {images.dtype}")
     images = images if images.ndim == 5 else images[None]
     images = np.ascontiguousarray(images.transpose(2, 3, 4, 0, 1))
     x = normalise(images, CIFAR_MEAN[:, None, None])
@@ -203,10 +205,16 @@ class Learner:
         streams = (np.random.default_rng([args.seed, i]) for i in range(len(uses)))
         self.generators = dict(zip(uses, streams))
         self.layers = make_layers(self.generators["initialisation"], args, label_input)
-        steps = args.n_epochs * math.ceil(args.train_subset / args.batch_size)
-        total_steps = steps if args.lr_schedule == "linear" else None
-        self.adam = Adam(learning_rate, total_steps, args.weight_decay)
+        self.adam = Adam(learning_rate, args.weight_decay)
+        self.plan(args, args.train_subset)
         self.readout, self.whitening, self.history = {}, None, []
+
+    def plan(self, args, n_images):
+        """Set the learning rate's schedule; returns the steps of an epoch."""
+        steps = math.ceil(n_images / args.batch_size)
+        totals = {"constant": None, "linear": steps * args.n_epochs}
+        self.adam.total_steps = totals[args.lr_schedule]
+        return steps
 
     def parameters(self):
         stack = [parameter for layer in self.layers for parameter in layer.parameters()]
@@ -715,9 +723,11 @@ def train(learner, data, args, after_epoch=None):
     if args.whiten and learner.whitening is None:
         learner.whitening = whitening_filter(train_x)
     n, history, random = args.eval_subset, learner.history, learner.generators
+    steps = learner.plan(args, len(train_x))
     first, began = len(history), time.perf_counter()
     for epoch in range(first + 1, args.n_epochs + 1):
         start, row = time.perf_counter(), {}
+        learner.adam.steps = steps * (epoch - 1)  # whatever an interrupted epoch did
         order = random["order"].permutation(len(train_x))
         for i in range(0, len(order), args.batch_size):
             where = f"epoch {epoch} of {args.n_epochs}, image {i} of {len(order)}"
@@ -970,8 +980,8 @@ class Layer:
             self.block = Maps(np.moveaxis(blocks, 0, -1)[:, :, :, None])
 
     def parameters(self):
-        others = [self.b, self.V] if self.V else [self.b]
-        return [*(connection.W for connection in self.connections), *others]
+        W = [connection.W for connection in self.connections]
+        return [*W, self.b, self.V] if self.V else [*W, self.b]
 
     def get_weights(self):
         """W and T, see Connection, b (side, side, channels) and V (N_CLASSES, side,
@@ -1161,14 +1171,15 @@ class Adam:
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(self, learning_rate, total_steps=None, weight_decay=0.0):
-        self.learning_rate, self.total_steps = learning_rate, total_steps
-        self.weight_decay = weight_decay
-        self.steps = 0
+    def __init__(self, learning_rate, weight_decay=0.0):
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.steps, self.total_steps = 0, None
 
     def begin_step(self):
         """Count a step; the updates that follow belong to it."""
         share_left = 1 - self.steps / self.total_steps if self.total_steps else 1
+        if share_left <= 0:
+            raise RunError(f"no learning rate is left after {self.steps} steps: plan()")
         learning_rate = self.learning_rate * share_left
         self.steps += 1
         m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
@@ -1310,8 +1321,7 @@ def load_cifar10(cache_dir=None):
         except Exception as error:  # noqa: BLE001  parsers raise anything
             problems.append(f"{source}: {error or type(error).__name__}")
             say(f"gave up on {problems[-1]}")
-            # Whoever has a file there means the real data; so does who has a full disk,
-            # or a folder that cannot be used (network errors are of other types).
+            # Whoever has a file there means the real data, or a disk that cannot be used.
             disk = OSError, PermissionError, FileExistsError, NotADirectoryError
             if is_file or type(error) in disk:
                 no_data = RunError
@@ -1470,8 +1480,7 @@ def reading(path, what, advice):
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise RunError(f"{path} is no sound {what} ({reason}): {advice}") from error
+        raise RunError(f"{path} is no sound {what} ({error!r}): {advice}") from error
 
 
 def live_arrays(learner):
@@ -1489,7 +1498,6 @@ def save_checkpoint(path, args, learners):
     for learner in learners:
         generators = learner.generators.items()
         state[learner.name] = {
-            "steps": learner.adam.steps,
             "history": learner.history,
             "generators": {name: rng.bit_generator.state for name, rng in generators},
         }
@@ -1510,7 +1518,6 @@ def load_checkpoint(path, args, learners):
             saved = state[learner.name]
             for name, array in live_arrays(learner).items():
                 array[...] = arrays[name]
-            learner.adam.steps = saved["steps"]
             learner.history += saved["history"]
             for name, rng in learner.generators.items():
                 rng.bit_generator.state = saved["generators"][name]
@@ -1736,10 +1743,12 @@ def parse(parser, argv=None):
 def training_arguments(recipe="headline", **changes):
     """The arguments of a command line with this recipe, and other flags by their names.
 
-    The dataset, which names the data in what is saved, is cifar10.
+    The dataset is cifar10. TypeError: an unknown name; UsageError: a refused value.
     """
     parser = Parser()
     add_training_flags(parser)
+    if unknown := changes.keys() - vars(parser.parse_args([])).keys():
+        raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
     argv = ["--recipe", recipe, "--dataset", "cifar10"]
     for name, value in changes.items():
         flag = name.replace("_", "-")

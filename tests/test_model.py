@@ -613,7 +613,8 @@ def test_adam_keeps_no_denormal_numbers_for_units_that_died():
 
 
 def test_linear_schedule_takes_equal_cuts_and_weight_decay_no_biases():
-    adam = ff.Adam(0.1, total_steps=4, weight_decay=0.5)
+    adam = ff.Adam(0.1, weight_decay=0.5)
+    adam.total_steps = 4
     weights = ff.Parameter(np.ones(1, np.float32), decays=True)
     biases = ff.Parameter(np.ones(1, np.float32))
     for rate in 0.1, 0.075, 0.05, 0.025:
@@ -623,3 +624,50 @@ def test_linear_schedule_takes_equal_cuts_and_weight_decay_no_biases():
         adam.update(biases, np.ones(1, np.float32))
         np.testing.assert_allclose(weights.value, weight * (1 - rate * 0.5), rtol=1e-6)
         np.testing.assert_allclose(bias - biases.value, rate, rtol=1e-4)
+    with pytest.raises(ff.RunError, match="no learning rate is left after 4 steps"):
+        adam.begin_step()
+
+
+def test_a_training_that_goes_on_or_starts_again_follows_the_schedule_of_now(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    data = (random_images(rng, 40), rng.integers(0, 10, 40).astype(np.uint8)) * 2
+    settings = {"n_layers": 1, "lr_schedule": "linear", "eval_subset": 8}
+    settings |= {"n_epochs": 2, "batch_size": 8, "train_subset": 50_000}  # 40 there are
+    args = ff.training_arguments(**settings)
+    learner, rates = ff.make_learners(args)[0], []
+    begin_step = ff.Adam.begin_step
+
+    def noting(adam):
+        begin_step(adam)
+        rates.append(adam.shrink)
+
+    monkeypatch.setattr(ff.Adam, "begin_step", noting)
+    learner.adam.weight_decay = 1.0  # shrink is 1 - learning rate
+    ff.train(learner, data, args)
+    args.n_epochs, args.batch_size = 5, 20
+    learner.adam.steps += 3  # of an epoch that was interrupted
+    ff.train(learner, data, args)
+    expected = [1 - i / 10 for i in range(10)] + [1 - i / 10 for i in range(4, 10)]
+    np.testing.assert_allclose(
+        1 - np.array(rates), 0.01 * np.array(expected), rtol=1e-3
+    )
+
+
+def test_images_that_are_not_uint8_and_settings_that_do_not_exist_are_refused():
+    learner, rng = make_ff(), np.random.default_rng(0)
+    with pytest.raises(TypeError, match="uint8"):
+        learner.predict(random_images(rng, 2) / 255)
+    with pytest.raises(TypeError, match="no such setting: learning_rate, n_epoch"):
+        ff.training_arguments("one-layer", learning_rate=1.0, n_epoch=2)
+    for wrong in (
+        {"lr_schedule": "cosine"},
+        {"objective": "maximise"},
+        {"lr": -0.01},
+        {"train_subset": 60_000},
+    ):
+        flag = f"--{next(iter(wrong)).replace('_', '-')}"
+        with pytest.raises(ff.UsageError, match=flag):
+            ff.training_arguments(**wrong)
+    assert ff.training_arguments(fields="11,5").fields == [11, 5]
