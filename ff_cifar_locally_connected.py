@@ -66,7 +66,7 @@ CIFAR_MEAN = np.float32([0.4914, 0.4822, 0.4465])  # per channel, of the trainin
 
 LABEL_ROWS, LABEL_LEN = 3, N_CLASSES  # the label block, in the top left corner
 LABEL_ON, LABEL_OFF = 1.0, -1.0
-ALL_LABELS = np.arange(N_CLASSES)[:, None]  # (P, 1): in each pass one label for all
+ALL_LABELS = np.arange(N_CLASSES)[:, None]  # (10, 1): a pass for each, of all images
 
 # --whiten: side of the patches, the least variance, and the images that it looks at
 WHITENING_FIELD, WHITENING_EPSILON, WHITENING_IMAGES = 5, 0.01, 2000
@@ -135,7 +135,7 @@ def pass_images(images, labels):
 # A pass is a forward computation with one label for each image: the true one and a
 # wrong one in training, or all ten, in training and to predict. Axes: L layers,
 # P passes, B images. What stands under @layer.in_pieces runs at once, in all threads,
-# for a few rows of tiles of the layer at a time, h (t, T, N, P, B), see Layer.
+# for t of T rows of T tiles of N units at a time: a piece of a layer, h (t, T, N, P, B).
 
 
 def activation(u):
@@ -159,10 +159,8 @@ def goodness(h):
 
 
 def goodness_gradient(h, dg):
-    """The derivative by h, from that by what goodness(h) returns, dg (P, B) or a number.
-
-    h may be written over.
-    """
+    """The derivative of the loss by h; dg (P, B) or a number: that by what goodness(h)
+    returns. h may be written over."""
     return np.multiply(h, np.float32(2 * dg), out=h)
 
 
@@ -262,7 +260,7 @@ class ForwardForward(Learner):
             for parameter in layer.parameters():
                 parameter.rate = np.float32(rate)
         # The layers whose summed goodness predicts. In the corner, the first is left out
-        # (unless it is alone), as in the paper: most of its units do not see the label.
+        # (unless it is alone), as in the paper; here most of its units see no label.
         self.scored = slice(-1 if self.everywhere else int(args.n_layers > 1), None)
 
     def forward(self, images, labels):
@@ -301,8 +299,8 @@ class ForwardForward(Learner):
         return np.stack(result), read
 
     def passed_up(self, layer, x, h, rows):
-        """What goes up of a piece h of a layer that reads x, before its division by the
-        rms: the activity in each pass, or that with a neutral label."""
+        """What goes up of a piece h, not to be written over, of a layer that reads x, before
+        its division by the rms: the activity in each pass, or with a neutral label."""
         return layer.activity([x], None, rows) if self.everywhere else h
 
     def passes(self, labels, logits):
@@ -324,7 +322,7 @@ class ForwardForward(Learner):
             (g - theta) / T, with the other sign in the negative pass: -log p, where p =
             logistic(margin) is the probability that a pass is what it is (eq. 1).
         --loss softmax: -log p_true, where p = softmax(g / T) over the passes, two or
-            ten. Of two it is SymBa's (arXiv:2303.08418), theta halfway between them.
+            ten. Of two it is SymBa's (arXiv:2303.08418).
         """
         if self.softmax:
             unit = self.sign * self.temperature
@@ -395,8 +393,8 @@ class Recurrent(ForwardForward):
 
         y_l = d y_l + (1 - d) relu(W_l n_(l-1) + T_l n_(l+1) + b_l),  n = y / rms(y)
 
-    where d is DAMPING and n_0 the image. The last layer adds V[label] in place of T n. It
-    starts from one bottom-up pass with a neutral label (0.1 of each). A layer learns,
+    where d is DAMPING and n_0 the image. The last layer adds V[label] in place of T n. All
+    start from one bottom-up pass with a neutral label (0.1 of each). A layer learns,
     alone, from its goodness in each iteration; what it reads is a constant there, in
     layer and in time. A softmax classifier of the bottom-up pass is trained beside: it
     predicts in one pass, and draws the wrong label of --negatives sampled.
@@ -416,7 +414,7 @@ class Recurrent(ForwardForward):
     def begin(self, images, P, slots):
         """The bottom-up pass: the state (y, n) of each layer, and the image's Maps.
 
-        y (T, T, N, P, B): activity in tiles; where the passes share the images, the same
+        y (T, T, N, P, B): activity in tiles, the same in all passes that share images
         n (slots, H, W, C, P, B): normalised maps, zero around the edges; in slot 0 here
         """
         x, state = normalised_maps(images, self.whitening), []
@@ -686,8 +684,7 @@ def make_layers(rng, args, label_input=None):
 
 
 def in_batches(work, images, size=64):
-    """work(images) (..., B), for any number of images, a batch of `size` at a time: the
-    activities of 64 images with ten labels still fit the caches."""
+    """work(images) (..., B) for any number of images, as many at once as fit caches."""
     parts = [work(images[i : i + size]) for i in range(0, len(images), size)]
     return np.concatenate(parts, axis=-1)
 
@@ -1035,7 +1032,7 @@ class Layer:
 
     def in_pieces(self, work):
         """Call work(rows) for slices that cover the rows of tiles, in all threads."""
-        first = max(1, self.own_rows)
+        first = max(1, self.own_rows)  # the rows that differ are the first piece
         step = max(1, ROWS_AT_ONCE // self.tile)
         starts = [0, *range(first, self.tiles, step), self.tiles]
         spans = [slice(*ends) for ends in itertools.pairwise(starts)]
@@ -1054,17 +1051,19 @@ class Layer:
         """A piece of the activity after multiply(), (t, T, N, P, B), in scratch.
 
         labels (P, B) or (P, 1): the label of each pass; None: no label, or a neutral one
-        Where it is the same in all passes, (t, T, N, 1, B).
+        Where it is the same in all passes, (t, T, N, 1, B). With labels, of one or two
+        passes, it is kept until the next multiply(), and may be written over once.
         """
-        if labels is not None and rows.start in self.kept:
-            return self.kept[rows.start]
+        if rows.start in self.kept and self.kept[rows.start][0] is labels:
+            return self.kept[rows.start][1]
         pairs, bias = zip(self.connections, inputs), self.bias(labels, rows)
         first, *others = (connection.product(x, rows) for connection, x in pairs)
         passes = max(x.shape[3] for x in (bias, first, *others))
         shape = *first.shape[:3], passes, first.shape[4]
         h = scratch("h", *shape)
-        if passes <= 2 and labels is not None:  # 8 % of the headline's step
-            h = self.kept[rows.start] = reuse(self.buffers, rows.start, *shape)
+        if passes <= 2 and labels is not None:  # spares 8 % of the headline's step
+            h = reuse(self.buffers, rows.start, *shape)
+            self.kept[rows.start] = labels, h
         np.add(first, bias, out=h)
         for other in others:
             h += other
@@ -1166,7 +1165,7 @@ class Adam:
 
     total_steps: the learning rate falls linearly, to 0 after so many; None: constant
     weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases; times
-        learning_rate, whatever a parameter's own rate
+        learning_rate, whatever a parameter's own rate, unless that is 0
     """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -1179,7 +1178,7 @@ class Adam:
         """Count a step; the updates that follow belong to it."""
         share_left = 1 - self.steps / self.total_steps if self.total_steps else 1
         if share_left <= 0:
-            raise RunError(f"no learning rate is left after {self.steps} steps: plan()")
+            raise RunError(f"no learning rate is left after {self.steps} planned steps")
         learning_rate = self.learning_rate * share_left
         self.steps += 1
         m_scale = (1 - self.BETA1) / (1 - self.BETA1**self.steps)
@@ -1217,7 +1216,7 @@ class Adam:
 
 _cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
 _setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # of OpenMP's levels
-THREADS = int(_setting or min(8, len(_cores(0))))
+THREADS = int(_setting if _setting.isdigit() else 0) or min(8, len(_cores(0)))
 
 
 @functools.cache
@@ -1239,7 +1238,7 @@ else:
 
 def parallel(work, count):
     """Call work(i) for every i below `count`, on all threads, and wait for the end."""
-    indices = iter(range(count))  # whose next() is one step for the interpreter
+    indices = iter(range(count))  # next() is one step under the interpreter's lock
 
     def share():
         for i in indices:
@@ -1303,7 +1302,7 @@ def load_cifar10(cache_dir=None):
         (KAGGLE_URL, read_kaggle),
     ):
         is_file = isinstance(source, Path)
-        if is_file and not source.exists():
+        if is_file and not os.path.exists(source):
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -1318,6 +1317,8 @@ def load_cifar10(cache_dir=None):
                 digest.update(array)
             if (came := digest.hexdigest()) != CIFAR_SHA256:
                 raise ValueError(f"expected SHA-256 {CIFAR_SHA256}, came {came}")
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001  parsers raise anything
             problems.append(f"{source}: {error or type(error).__name__}")
             say(f"gave up on {problems[-1]}")
@@ -1460,7 +1461,9 @@ def write_whole(path, write, keep=False):
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        message = f"cannot write {path}: {error.strerror or error}; make room"
+        message = (
+            f"cannot write {path}: {error.strerror or error}; mend that, or move it"
+        )
         if keep:
             kept = Path(gettempdir(), secrets.token_hex(8) + target.suffix)
             try:
@@ -1540,7 +1543,6 @@ def model_arrays(args, learners, full_test):
         arrays |= learner.weights()
         for name in learner.history[0]:
             values = np.array([row[name] for row in learner.history], float)
-            # By layer, if it is of layers: (L, epochs).
             arrays[f"{learner.name.lower()}_{name}"] = np.ascontiguousarray(values.T)
     return arrays | {name: np.float64(value) for name, value in full_test.items()}
 
@@ -1556,6 +1558,10 @@ def load_model(path):
         learners = make_learners(args)
         for learner in learners:
             learner.set_weights(arrays)
+            whitening = {"whitening": arrays["whitening"]} if args.whiten else {}
+            weights = (learner.weights() | whitening).items()
+            if wrong := [name for name, w in weights if arrays[name].shape != w.shape]:
+                raise ValueError(f"of other shapes: {', '.join(wrong)}")
     return {learner.name: learner for learner in learners}, args, arrays
 
 
@@ -1689,14 +1695,9 @@ def add_training_flags(parser):
     flag("--augment", 0, number(int, 0, SIDE), help)
     flag("--whiten", False, bool, "decorrelate neighbouring pixels and colours (ZCA)")
     group = parser.add_argument_group("Forward-Forward")
-    rates, help = (
-        number(float, 0, many=True),
-        "the layers' rates, times --lr; 0: frozen",
-    )
-    flag("--layer-rates", "1,1,1,1", rates, help)
-    flag(
-        "--objective", "max", ("max", "min"), "recurrent: of the true label's goodness"
-    )
+    rates = number(float, 0, many=True)
+    flag("--layer-rates", "1,1,1,1", rates, "the layers' rates, times --lr; 0: frozen")
+    flag("--objective", "max", ("max", "min"), "recurrent: the true label's goodness")
     help = "the label is a block of the image, or a weight of every unit"
     flag("--label-input", "corner", ("corner", "everywhere"), help)
     help = "wrong labels: any one, one by softmax of the scores, or all nine"
@@ -1711,8 +1712,7 @@ def add_training_flags(parser):
 
 
 def parse(parser, argv=None):
-    """The arguments of a command line, behind the flags that its recipe stands for;
-    UsageError where they do not fit together."""
+    """The arguments of a command line, after its recipe's flags; or a UsageError."""
     argv = sys.argv[1:] if argv is None else argv
     recipe = parser.parse_args(argv).recipe
     usual = ["--recipe", recipe, *RECIPES[recipe].split()]
@@ -1734,7 +1734,7 @@ def parse(parser, argv=None):
     refuse(recurrent and L not in (2, 3), "--recipe recurrent needs --n-layers 2 or 3")
     message = f"--n-layers {L} needs as many --fields and --layer-rates"
     refuse(L > min(len(fields), len(rates)), message)
-    refuse(sum(fields[:L]) - L >= SIDE, f"--fields {fields[:L]} leave no position")
+    refuse(sum(fields[:L]) - L >= SIDE, "--fields leave the last layer no position")
     turned = max(args.lr, args.bp_lr or 0) * args.weight_decay > 1
     refuse(turned, "learning rate x --weight-decay is above 1")
     return args
@@ -1800,10 +1800,10 @@ def run(args, data, full_test=False, checkpoint=None):
     checkpoint: the file to go on from, if it exists, and to write after each epoch
     """
     train_x, _, test_x, test_y = data
-    learners = make_learners(args)
+    learners, n_train = make_learners(args), min(args.train_subset, len(train_x))
     tell(", ".join(f"{name} {version}" for name, version in versions().items()))
     tell(
-        f"{args.dataset}: {args.train_subset} of {len(train_x)} training images, "
+        f"{args.dataset}: {n_train} of {len(train_x)} training images, "
         f"{len(test_x)} test images, {SIDE}x{SIDE}x{DEPTH} uint8"
     )
     for i, layer in enumerate(learners[0].layers):
@@ -1823,7 +1823,7 @@ def run(args, data, full_test=False, checkpoint=None):
     for learner in learners:
         train(learner, data, args, save)
 
-    n_test = len(test_y) if full_test else args.eval_subset
+    n_test = len(test_y) if full_test else min(args.eval_subset, len(test_y))
     accuracies, by_class = {}, {}
     tell()
     tell(f"{'':12}{'test %':>7}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
@@ -1842,7 +1842,7 @@ def run(args, data, full_test=False, checkpoint=None):
                 f"{row['wallclock']:9.1f}"
             )
     tell(f"{'chance':12}{10:7.2f}{90:9.2f}{n_test * 9 // 10:9}")
-    seen = min(args.eval_subset, args.train_subset)
+    seen = min(args.eval_subset, n_train)
     tell(f"({n_test} test and {seen} training images; time without evaluation)")
     if full_test:
         tell()

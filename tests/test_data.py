@@ -439,7 +439,7 @@ def test_cut_archives_at_hand_give_way_to_the_network_and_are_left_alone(
     assert (cache / "cifar-10-binary.tar.gz").read_bytes() == HALF
 
 
-@pytest.mark.parametrize("where", ["file", "file/folder"])
+@pytest.mark.parametrize("where", ["file", "file/folder", 300 * "x"])
 def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path, where):
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(RunError) as error:

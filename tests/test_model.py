@@ -624,7 +624,7 @@ def test_linear_schedule_takes_equal_cuts_and_weight_decay_no_biases():
         adam.update(biases, np.ones(1, np.float32))
         np.testing.assert_allclose(weights.value, weight * (1 - rate * 0.5), rtol=1e-6)
         np.testing.assert_allclose(bias - biases.value, rate, rtol=1e-4)
-    with pytest.raises(ff.RunError, match="no learning rate is left after 4 steps"):
+    with pytest.raises(ff.RunError, match="no learning rate is left after 4 planned steps"):
         adam.begin_step()
 
 
@@ -671,3 +671,34 @@ def test_images_that_are_not_uint8_and_settings_that_do_not_exist_are_refused():
         with pytest.raises(ff.UsageError, match=flag):
             ff.training_arguments(**wrong)
     assert ff.training_arguments(fields="11,5").fields == [11, 5]
+
+
+def test_a_model_that_lacks_its_whitening_or_has_other_shapes_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    data = (random_images(rng, 8), rng.integers(0, 10, 8).astype(np.uint8)) * 2
+    settings = {"n_epochs": 1, "train_subset": 8, "eval_subset": 8, "bp_baseline": True}
+    _, arrays = ff.run(ff.training_arguments("best", **settings), data)
+    whole, broken = tmp_path / "whole.npz", tmp_path / "broken.npz"
+    np.savez(whole, **arrays)
+    assert ff.load_model(whole)[0]["BP"].whitening is not None
+    for change in ("whitening", None), ("bp_b_out", (1,)), ("ff_layer0_b", (2, 2, 2)):
+        name, shape = change
+        others = {key: array for key, array in arrays.items() if key != name}
+        others |= {} if shape is None else {name: np.zeros(shape, np.float32)}
+        np.savez(broken, **others)
+        with pytest.raises(ff.RunError, match="broken.npz is no sound model"):
+            ff.load_model(broken)
+
+
+def test_the_activity_with_other_labels_is_not_that_which_was_kept():
+    layer, rng = make_ff(label_input="everywhere").layers[0], np.random.default_rng(0)
+    layer.V.value[:] = rng.standard_normal(layer.V.value.shape)
+    x = ff.Maps(ff.normalised_maps(random_images(rng, 3)))
+    one, other = np.zeros((1, 3), int), np.ones((1, 3), int)
+    rows = slice(0, 1)
+    layer.multiply([x], rows)
+    first = layer.activity([x], one, rows).copy()
+    second = layer.activity([x], other, rows).copy()
+    assert (first != second).any()
+    layer.multiply([x], rows)
+    np.testing.assert_array_equal(layer.activity([x], other, rows), second)
