@@ -624,7 +624,7 @@ def test_linear_schedule_takes_equal_cuts_and_weight_decay_no_biases():
         adam.update(biases, np.ones(1, np.float32))
         np.testing.assert_allclose(weights.value, weight * (1 - rate * 0.5), rtol=1e-6)
         np.testing.assert_allclose(bias - biases.value, rate, rtol=1e-4)
-    with pytest.raises(ff.RunError, match="no learning rate is left after 4 planned steps"):
+    with pytest.raises(ff.RunError, match="is left after 4 planned steps"):
         adam.begin_step()
 
 
