@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -33,6 +34,8 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import stat
 import sys
 import tarfile
 import threading
@@ -45,20 +48,28 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import NamedTuple
 
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit("error: this needs Python 3.10 or newer")
+
 # The layers share their work out to threads of their own (see Threads below), so a
 # matrix product must stay on one core. BLAS reads these when numpy is first imported.
 NUMPY_WAS_THERE = "numpy" in sys.modules
-for _blas in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
+OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS", "")
+for _blas in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
     os.environ[f"{_blas}_THREADS"] = "1"
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+del os.environ["OMP_NUM_THREADS"]  # for the processes that this one starts
+if OMP_NUM_THREADS:
+    os.environ["OMP_NUM_THREADS"] = OMP_NUM_THREADS
+
 # ------------------------------------------------------------------ constants
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
-CLASSES += ("dog", "frog", "horse", "ship", "truck")
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
+CLASSES += ["dog", "frog", "horse", "ship", "truck"]
 N_CLASSES = len(CLASSES)
 N_TRAIN, N_TEST = 50_000, 10_000
 IMAGE_SHAPE = SIDE, _, DEPTH = 32, 32, 3
@@ -125,8 +136,8 @@ def wrong_labels(labels, rng, logits=None):
 def pass_images(images, labels):
     """What the passes of a training step see of a batch, (B, H, W, 3) and labels (B,).
 
-    The same images in all passes, here; or (P, B, H, W, 3), if negatives are to be
-    other images: of two passes the first is the positive one, of ten that of the label.
+    Here the same images in all passes; or (P, B, H, W, 3), if negatives are to be other
+    images: of two passes the first is the positive one, of ten that of the label.
     """
     return images
 
@@ -151,9 +162,8 @@ def activation_slope(h):
 def goodness(h):
     """What a piece of a layer, h (t, T, N, P, B), adds to its goodness: (P, B).
 
-    The goodness is mean(h^2) over all units of the layer: the sum over its pieces,
-    divided by the number of units. The paper's (section 2) is the sum; with the mean,
-    layers of any size share theta.
+    This sum over its pieces, divided by the number of units, is mean(h^2). The paper's
+    goodness (section 2) is the sum; with the mean, layers of any size share theta.
     """
     return sum_of_squares(h)
 
@@ -204,39 +214,36 @@ class Learner:
         self.generators = dict(zip(uses, streams))
         self.layers = make_layers(self.generators["initialisation"], args, label_input)
         self.adam = Adam(learning_rate, args.weight_decay)
-        self.plan(args, args.train_subset)
         self.readout, self.whitening, self.history = {}, None, []
 
-    def plan(self, args, n_images):
-        """Set the learning rate's schedule; returns the steps of an epoch."""
-        steps = math.ceil(n_images / args.batch_size)
-        totals = {"constant": None, "linear": steps * args.n_epochs}
-        self.adam.total_steps = totals[args.lr_schedule]
-        return steps
+    def arrays(self):
+        """All arrays that training changes in place, by name."""
+        arrays, stack = {}, [p for layer in self.layers for p in layer.parameters()]
+        for i, p in enumerate([*stack, *self.readout.values()]):
+            arrays |= {f"{self.name}_{i}_{n}": vars(p)[n] for n in ("value", "m", "v")}
+        return arrays
 
-    def parameters(self):
-        stack = [parameter for layer in self.layers for parameter in layer.parameters()]
-        return [*stack, *self.readout.values()]
+    def views(self):
+        """Views of the weights by their names in model.npz, see Layer.views()."""
+        prefix, views = self.name.lower(), {}
+        for i, layer in enumerate(self.layers):
+            for name, pair in layer.views().items():
+                views[f"{prefix}_layer{i}_{name}"] = pair
+        for name, parameter in self.readout.items():
+            views[f"{prefix}_{name}"] = parameter.value, parameter.value.shape
+        return views
 
     def weights(self):
         """The weights by their names in model.npz; set_weights() takes them back."""
-        prefix, weights = self.name.lower(), {}
-        for i, layer in enumerate(self.layers):
-            for name, array in layer.get_weights().items():
-                weights[f"{prefix}_layer{i}_{name}"] = array
-        for name, parameter in self.readout.items():
-            weights[f"{prefix}_{name}"] = parameter.value
-        if self.whitening is not None:
-            weights["whitening"] = self.whitening
-        return weights
+        views, others = self.views().items(), {"whitening": self.whitening}
+        weights = {name: view.copy().reshape(shape) for name, (view, shape) in views}
+        return weights if self.whitening is None else weights | others
 
     def set_weights(self, arrays):
-        prefix = self.name.lower()
-        for i, layer in enumerate(self.layers):
-            names = layer.get_weights()
-            layer.set_weights(**{n: arrays[f"{prefix}_layer{i}_{n}"] for n in names})
-        for name, parameter in self.readout.items():
-            parameter.value[:] = arrays[f"{prefix}_{name}"]
+        for name, (view, shape) in self.views().items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name} is {arrays[name].shape}, not {shape}")
+            view[:] = arrays[name].reshape(view.shape)
         self.whitening = arrays.get("whitening")
 
 
@@ -594,13 +601,12 @@ class Backprop(Learner):
 
 
 def whitening_filter(images):
-    """ZCA whitening of patches, as a filter (F, F, 3, 3) by row, column, colour in and
-    out: what decorrelates neighbouring pixels and colours.
+    """A filter (F, F, 3, 3) by row, column, colour in and out, that decorrelates
+    neighbouring pixels and colours: ZCA (Coates, Lee & Ng, AISTATS 2011, section 3.1.2).
 
     With C the mean of p p^T over patches p (F*F*3,) of normalised images, uint8 (n, H,
     W, 3), it is the part of (C + WHITENING_EPSILON)^(-1/2) that makes a patch's middle
-    pixel, scaled to leave the mean square as it was. Coates, Lee & Ng (AISTATS 2011,
-    section 3.1.2) whiten patches so.
+    pixel, scaled to leave the mean square as it was.
     """
     F = WHITENING_FIELD
     x = normalise(images[:WHITENING_IMAGES])
@@ -641,8 +647,8 @@ def augment(images, rng, shift):
     B, around = len(images), (shift, shift)
     padded = np.pad(images, ((0, 0), around, around, (0, 0)), mode="edge")
     crops = sliding_window_view(padded, (SIDE, SIDE), (1, 2))
-    places = 2 * shift + 1
-    rows, columns, mirrored = rng.integers(0, [[places], [places], [2]], (3, B))
+    ends = [[2 * shift + 1], [2 * shift + 1], [2]]
+    rows, columns, mirrored = rng.integers(0, ends, (3, B))
     crops = crops[np.arange(B), rows, columns].transpose(0, 2, 3, 1)
     return np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)
 
@@ -659,8 +665,7 @@ def make_learners(args):
 def make_layers(rng, args, label_input=None):
     """The stack; label_input: where the label enters, or None for a single pass.
 
-    The recurrent network's maps are as large as the image; where the label enters, it
-    has top-down weights, and V in the last layer alone.
+    The recurrent network has maps of the image's size and, for a label, top-down weights.
     """
     recurrent, L, C = args.recipe == "recurrent", args.n_layers, args.channels
     layers, side, depth = [], SIDE, DEPTH
@@ -711,16 +716,23 @@ def check_finite(values, learner, what):
 def train(learner, data, args, after_epoch=None):
     """Train up to args.n_epochs epochs; tell a row and call after_epoch() after each.
 
-    data: (train_x, train_y, test_x, test_y). Trains on the first args.train_subset
-    images; evaluates on the first args.eval_subset of these and of the test images.
-    Accuracies are fractions, the wallclock seconds of training without evaluation.
+    data: as of load_cifar10(), any number of images. Trains on the first
+    args.train_subset, evaluates on the first args.eval_subset of these and of the test
+    images. Accuracies are fractions, the wallclock seconds of training without
+    evaluation. Raises RunError for data of other shapes, or numbers that are not finite.
     """
     train_x, train_y, test_x, test_y = data
+    for x, y in (train_x, train_y), (test_x, test_y):
+        is_label = np.isin(y, range(N_CLASSES)).all()
+        if x.shape != (len(y), *IMAGE_SHAPE) or y.ndim > 1 or not is_label:
+            raise RunError("data are (n, 32, 32, 3) images and (n,) labels from 0 to 9")
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
     if args.whiten and learner.whitening is None:
         learner.whitening = whitening_filter(train_x)
     n, history, random = args.eval_subset, learner.history, learner.generators
-    steps = learner.plan(args, len(train_x))
+    steps = math.ceil(len(train_x) / args.batch_size)
+    totals = {"constant": None, "linear": steps * args.n_epochs}
+    learner.adam.total_steps = totals[args.lr_schedule]
     first, began = len(history), time.perf_counter()
     for epoch in range(first + 1, args.n_epochs + 1):
         start, row = time.perf_counter(), {}
@@ -768,29 +780,28 @@ def epoch_columns(row):
 
 
 # ------------------------------------------------ the locally-connected layer
-# Axes: T x T tiles, K inputs of a tile, N outputs of a tile, P passes, B images; S = 1
-# where the passes share an input, and P where each has its own. Maps are (H, W, C, S, B),
-# images last, so that gathering a tile's inputs copies long runs.
+# Axes: T x T tiles, K inputs and N outputs of a tile, P passes, B images; S = 1 where the
+# passes share an input, else P. Maps are (H, W, C, S, B), images last, so that gathering
+# a tile's inputs copies long runs.
 #
-# Tiles. Positions are taken 2 x 2 at a time (one at a time where the map's side is
-# odd). A tile reads the union of its fields, (R+1) x (R+1) x C_in inputs, and one
-# matrix product per tile, (T, N, K) @ (T, K, S*B) -> (T, N, S*B), computes all its
-# units; weights outside a unit's own field are zero and stay zero. That adds 19 %
-# (layer 0) and 44 % (layer 1) of arithmetic with zeros; in return the products are four
-# times as large, and tiles share most of what is gathered for them.
+# Tiles. Positions are taken 2 x 2 at a time (one at a time where the map's side is odd).
+# A tile reads the union of its fields, (R+1) x (R+1) x C_in inputs, and one product per
+# tile, (T, N, K) @ (T, K, S*B) -> (T, N, S*B), computes all its units; weights outside a
+# unit's own field are zero and stay zero. That adds 19 % (layer 0) and 44 % (layer 1) of
+# arithmetic; in return the products are four times as large, and tiles share most of
+# what is gathered for them.
 #
 # Pieces. A thread works on a few rows of tiles at a time, from gathering their inputs to
-# their activity, and in an update again from gathering to Adam, so that what it works on
-# stays in the cache. The activity of ten passes is not kept, but computed a second time
-# from W x in the update: that costs less than to write it down and read it again.
+# their activity, and in an update from gathering to Adam, so that what it works on stays
+# in the cache. The activity of ten passes is computed a second time from W x in the
+# update: that costs less than to write it down and read it again.
 #
 # What the passes share. W x is computed once for all passes with equal inputs, and pass
 # p takes relu(scale_p (W x) + b + V[label]), where the scale is 1/rms of the pass. The
-# weight gradient, sum_p scale_p du_p x, is one product of x with that sum. This is
-# exact, as W (scale_p x) = scale_p (W x). A label block is part of the input of layer 0,
-# so W x is that of the image without it, the same in all passes, plus V[label], which is
-# W times the block. Layer 1 reads in its first rows units that see the block: these rows
-# of tiles are computed for each pass, and all others once, up to that scale.
+# gradient of W, sum_p scale_p du_p x, is one product of x with that sum: exactly so, as
+# W (scale_p x) = scale_p (W x). In layer 0 a label block is a V[label], W times the
+# block, and W x that of the image without it. Layer 1 reads in its first rows units that
+# see the block: these rows of tiles are computed for each pass, all others once.
 
 ROWS_AT_ONCE = 4  # rows of positions in a piece: long calls, yet cached data
 PASSES_AT_ONCE = 2  # in a product: OpenBLAS has its fastest kernels for small ones
@@ -832,43 +843,32 @@ class Connection:
         self.tiles = self.side // self.tile  # tiles in the map, each way
         self.window = field + self.tile - 1  # side of a tile's input
         self.buffers = {}
-        shape = self.window**2 * in_depth, self.tile**2 * channels
-        weights = np.zeros((self.tiles, self.tiles, *shape), np.float32)
+        T, t, K = self.tiles, self.tile, self.window**2 * in_depth
+        weights = np.zeros((T, T, K, t * t * channels), np.float32)
         learned = np.zeros(weights.shape, bool)
-        # By position and place in the field: whether it is in the image.
+        # By position and place in its field: whether that is in the image.
         inner = sliding_window_view(np.pad(np.ones(in_side, bool), padding), field)
-        fan_in = np.outer(inner.sum(axis=1), inner.sum(axis=1)) * in_depth
-        both = zip(self.fields(weights), self.fields(learned))
-        for (at, part), (_, is_learned) in both:  # He-normal
-            rows, columns = (inner[a] for a in at)
-            is_learned[:] = (rows[:, None, :, None] & columns[:, None])[..., None, None]
-            part[:] = rng.standard_normal(part.shape, np.float32) * is_learned
-            part *= np.sqrt(2 / fan_in[at])[..., None, None, None, None]
+        inner = inner.reshape(T, t, field)
+        inner = inner[:, :, None, None, :, None] & inner[:, :, None]
+        self.fields(learned)[:] = inner[..., None, None]
+        W = self.fields(weights)  # He-normal
+        drawn = rng.standard_normal((t, t, T, T, *W.shape[4:]), np.float32)
+        W[:] = drawn.transpose(2, 0, 3, 1, 4, 5, 6, 7) * inner[..., None, None]
+        fan_in = inner.sum(axis=(4, 5), keepdims=True) * in_depth
+        W *= np.sqrt(2 / fan_in)[..., None, None]
         self.W = Parameter(weights, decays=True, learned=learned)
 
     def fields(self, W):
-        """For each position in a tile: where it is in a map, and its part of W.
-
-        A part is (T, T, R, R, C_in, channels), by row, column and channel of the field;
-        in a tile the columns come first, see inputs().
-        """
-        t, w, r = self.tile, self.window, self.field
-        shape = *W.shape[:2], w, w, self.in_depth, t, t, self.channels
-        for i, j in np.ndindex(t, t):
-            part = W.reshape(shape)[:, :, j : j + r, i : i + r, :, i, j]
-            yield np.s_[i::t, j::t], part.swapaxes(2, 3)
-
-    def get_weights(self):
-        """(side, side, R*R*C_in, channels), K in order row, column, channel."""
-        K = self.field**2 * self.in_depth
-        W = np.empty((self.side, self.side, K, self.channels), np.float32)
-        for at, part in self.fields(self.W.value):
-            W[at] = part.reshape(W[at].shape)
-        return W
-
-    def set_weights(self, W):
-        for at, part in self.fields(self.W.value):
-            part[:] = W[at].reshape(part.shape)
+        """View of weights in tiles (T, T, K, N) as those of each position's field: (T, t,
+        T, t, R, R, C_in, channels), by its row, its column, and those in the field."""
+        T, t, w, R = self.tiles, self.tile, self.window, self.field
+        # In a tile the columns come first, see inputs(); a position's row in it moves the
+        # field by as much.
+        W = W.reshape(T, T, w, w, self.in_depth, t, t, self.channels)
+        rows, columns, column, row, depth, i, j, channel = W.strides
+        strides = rows, i + row, columns, j + column, row, column, depth, channel
+        shape = T, t, T, t, R, R, self.in_depth, self.channels
+        return np.ndarray(shape, W.dtype, W, 0, strides)
 
     def inputs(self, maps, rows):
         """What the products of these rows of tiles read of maps (H, W, C, S, B): the
@@ -899,7 +899,7 @@ class Connection:
     def products(self, maps):
         """Where W x of such maps is kept for the update: (T, T, N, S, B)."""
         T, _, _, N = self.W.value.shape
-        return reuse(self.buffers, "Wx", T, T, N, *maps.shape[3:])
+        return reuse(self.buffers, ("Wx", maps.shape[3]), T, T, N, *maps.shape[3:])
 
     def product(self, x, rows):
         """What multiply() left for these rows of tiles, scaled: (t, T, N, P, B)."""
@@ -980,33 +980,29 @@ class Layer:
         W = [connection.W for connection in self.connections]
         return [*W, self.b, self.V] if self.V else [*W, self.b]
 
-    def get_weights(self):
-        """W and T, see Connection, b (side, side, channels) and V (N_CLASSES, side,
-        side, channels), by these names, as far as there are such."""
-        weights = {part.name: part.get_weights() for part in self.connections}
-        weights["b"] = self.maps(self.b.value)
+    def views(self):
+        """W and T (H, W, R*R*C_in, C), b (H, W, C) and V (N_CLASSES, H, W, C), by these
+        names, as far as there are such: a view of each that has (T, t, T, t) for H and W
+        and the field's axes for K, and that shape."""
+        (H, _, C), T, t, views = self.shape, self.tiles, self.tile, {}
+        for part in self.connections:
+            shape = H, H, part.field**2 * part.in_depth, C
+            views[part.name] = part.fields(part.W.value), shape
+        b = self.b.value.reshape(T, T, t, t, C)
+        views["b"] = b.swapaxes(1, 2), (H, H, C)
         if self.V:
-            weights["V"] = np.moveaxis(self.maps(self.V.value), -1, 0)
-        return weights
+            V = self.V.value.reshape(T, T, t, t, C, N_CLASSES).swapaxes(1, 2)
+            views["V"] = np.moveaxis(V, -1, 0), (N_CLASSES, H, H, C)
+        return views
 
-    def set_weights(self, b, V=None, **others):
-        """Take over weights of the shapes of get_weights()."""
-        for connection in self.connections:
-            connection.set_weights(others[connection.name])
-        self.b.value[:] = self.piece(b, np.s_[:])
-        if self.V:
-            self.V.value[:] = self.piece(np.moveaxis(V, 0, -1), np.s_[:])
+    def get_weights(self):
+        """Copies of the weights, in the shapes of views()."""
+        return {n: v.copy().reshape(shape) for n, (v, shape) in self.views().items()}
 
     def tiled(self, maps):
         """View of maps (T1*tile, T2*tile, C, ...) as (T1, T2, tile, tile, C, ...)."""
         (rows, columns, *others), t = maps.shape, self.tile
         return maps.reshape(rows // t, t, columns // t, t, *others).swapaxes(1, 2)
-
-    def maps(self, tiles):
-        """Tiles (T, T, N, ...) as new maps (side, side, C, ...)."""
-        maps = np.empty((*self.shape, *tiles.shape[3:]), np.float32)
-        self.put(tiles, np.s_[:], maps)
-        return maps
 
     def piece(self, maps, rows):
         """These rows of tiles (t, T, N, ...) of maps (H, W, C, ...)."""
@@ -1027,7 +1023,7 @@ class Layer:
             # Whole tiles of the layer below, though the last may be seen in part.
             rows = (self.own_rows - 1) * self.tile + self.connections[0].window
             rows = math.ceil(rows / below.tile) * below.tile
-            own = reuse(self.buffers, "own", rows, *below.shape[1:], P, B)
+            own = reuse(self.buffers, ("own", P), rows, *below.shape[1:], P, B)
         return Maps(maps, own)
 
     def in_pieces(self, work):
@@ -1060,7 +1056,7 @@ class Layer:
         first, *others = (connection.product(x, rows) for connection, x in pairs)
         passes = max(x.shape[3] for x in (bias, first, *others))
         shape = *first.shape[:3], passes, first.shape[4]
-        h = scratch("h", *shape)
+        h = scratch(("h", passes), *shape)
         if passes <= 2 and labels is not None:  # spares 8 % of the headline's step
             h = reuse(self.buffers, rows.start, *shape)
             self.kept[rows.start] = labels, h
@@ -1160,8 +1156,8 @@ class Parameter:
 class Adam:
     """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one slice at a time, in place.
 
-    m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are
-    folded into two scalars, which leaves ten passes over arrays that fit the cache.
+    m and v are kept divided by 1-beta1 and 1-beta2, and the bias corrections are two
+    scalars, which leaves ten passes over arrays that fit the cache.
 
     total_steps: the learning rate falls linearly, to 0 after so many; None: constant
     weight_decay: decoupled (AdamW, arXiv:1711.05101), of weights, not of biases; times
@@ -1210,12 +1206,11 @@ class Adam:
 
 
 # -------------------------------------------------------------------- threads
-# numpy lets go of the interpreter while it computes, so plain threads are enough. Each
-# piece of work writes what no other piece touches: the results do not depend on the
-# number of threads.
+# numpy lets go of the interpreter while it computes, so plain threads are enough. No
+# piece of work writes what another touches: results do not depend on their number.
 
 _cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-_setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # of OpenMP's levels
+_setting = OMP_NUM_THREADS.split(",")[0]  # of OpenMP's levels
 THREADS = int(_setting if _setting.isdigit() else 0) or min(8, len(_cores(0)))
 
 
@@ -1225,14 +1220,20 @@ def make_pool(process):
     return ThreadPoolExecutor(max(1, THREADS - 1))
 
 
-# Where numpy was imported before this module, its OpenBLAS has to be told as well.
-_library = ctypes.CDLL(np._core._multiarray_umath.__file__)
-for _prefix, _suffix in itertools.product(("scipy_", ""), ("64_", "")):
-    if _set := getattr(_library, f"{_prefix}openblas_set_num_threads{_suffix}", None):
-        _set(1)
-        break
-else:
-    if NUMPY_WAS_THERE:
+def time_elsewhere():
+    """Seconds that other threads compute while this one multiplies two matrices."""
+    ones = np.ones((1024, 1024), np.float32)
+    before = time.process_time() - time.thread_time()
+    np.matmul(ones, ones)
+    return time.process_time() - time.thread_time() - before
+
+
+if NUMPY_WAS_THERE:  # its OpenBLAS has read no variable, and has to be told
+    _library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+    for _names in itertools.product(("scipy_", ""), ("64_", "")):
+        _name = "openblas_set_num_threads".join(_names)
+        getattr(_library, _name, lambda n: None)(1)
+    if make_pool(os.getpid()).submit(time_elsewhere).result() > 2e-3:
         warnings.warn("numpy keeps its own threads, slow: import this module before it")
 
 
@@ -1251,22 +1252,24 @@ def parallel(work, count):
         other.result()
 
 
+_lock, _local = threading.Lock(), threading.local()
+
+
 def reuse(memo, name, *shape):
-    """A float32 array, at first zeros, the same at every call with this memo (a dict).
-
-    Fresh memory costs more in page faults than the arithmetic that fills it.
-    """
-    if (name, shape) not in memo:  # two threads may find that at once
-        memo.setdefault((name, shape), np.zeros(shape, np.float32))
-    return memo[name, shape]
-
-
-_local = threading.local()
+    """A float32 array, at first zeros, the same at every call with this memo (a dict) as
+    long as the shape stays: fresh memory costs more than the arithmetic that fills it."""
+    with _lock:
+        if name not in memo or memo[name].shape != shape:
+            memo[name] = np.zeros(shape, np.float32)
+        return memo[name]
 
 
 def scratch(name, *shape):
-    """reuse() for each thread by itself."""
-    return reuse(_local.__dict__, name, *shape)
+    """A float32 array of this thread, in the memory of the last one of this name."""
+    memo, size = _local.__dict__, math.prod(shape)
+    if name not in memo or memo[name].size < size:
+        memo[name] = np.empty(size, np.float32)
+    return memo[name][:size].reshape(shape)
 
 
 # ----------------------------------------------------------------------- data
@@ -1286,14 +1289,13 @@ def load_cifar10(cache_dir=None):
     """CIFAR-10 in Toronto's order, from the cache, an archive at hand or the network.
 
     Returns train_x (50000,32,32,3), train_y (50000,), test_x (10000,32,32,3) and
-    test_y (10000,), all uint8. The cache folder is `cache_dir`, else
-    $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Whatever the source, nothing is
-    cached or returned unless its SHA-256 is CIFAR_SHA256. Raises NoData where nothing
-    is at hand and no server has it, and RunError for all else.
+    test_y (10000,), all uint8; nothing whose SHA-256 is not CIFAR_SHA256. The cache is
+    `cache_dir`, else $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar. Raises NoFile
+    where nothing is at hand and no server has it, and RunError for all else.
     """
     folder = cache_dir or os.environ.get("HINTON_CIFAR_CACHE")
     folder = Path(os.path.expanduser(folder or "~/.cache/hinton-cifar"))
-    cached, problems, no_data = folder / "cifar10.npz", [], NoData
+    cached, problems, no_data = folder / "cifar10.npz", [], NoFile
     for source, read in (
         (cached, read_npz),
         (folder / "cifar-10-binary.tar.gz", read_toronto),
@@ -1302,10 +1304,9 @@ def load_cifar10(cache_dir=None):
         (KAGGLE_URL, read_kaggle),
     ):
         is_file = isinstance(source, Path)
-        if is_file and not os.path.exists(source):
-            continue
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not is_file:
+                folder.mkdir(parents=True, exist_ok=True)
             # A temporary file has no name: it is gone even if the process is killed.
             with open(source, "rb") if is_file else TemporaryFile(dir=folder) as file:
                 if not is_file:
@@ -1320,6 +1321,8 @@ def load_cifar10(cache_dir=None):
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  parsers raise anything
+            if is_file and isinstance(error, FileNotFoundError):
+                continue
             problems.append(f"{source}: {error or type(error).__name__}")
             say(f"gave up on {problems[-1]}")
             # Whoever has a file there means the real data, or a disk that cannot be used.
@@ -1328,17 +1331,16 @@ def load_cifar10(cache_dir=None):
                 no_data = RunError
             continue
         if source != cached:
-            try:
-                write_whole(cached, lambda f: np.savez(f, **dict(zip(NAMES, arrays))))
+            named = dict(zip(NAMES, arrays))
+            if write_whole(cached, lambda f: np.savez(f, **named), is_result=False):
                 say(f"made {cached} from {source}")
-            except RunError as error:
-                say(f"{source} will be read anew at every start: {error}")
         show_progress("")
         return arrays
-    raise no_data(
-        f"no CIFAR-10 from {'; '.join(problems)}. Put cifar-10-binary.tar.gz (Toronto's) "
-        f"or cifar10.zip (Kaggle's) into {folder}, or use --dataset synthetic"
-    )
+    at_hand = ", ".join(sorted(glob.glob("cifar*", root_dir=folder))) or "none"
+    way = f"put cifar-10-binary.tar.gz or cifar10.zip into {folder} (it has: {at_hand})"
+    if "CERTIFICATE_VERIFY" in (why := "; ".join(problems)):
+        way += ", name certificates to trust in $SSL_CERT_FILE (python3 -m certifi)"
+    raise no_data(f"no CIFAR-10 from {why}: {way}, or use --dataset synthetic")
 
 
 def read_npz(file):
@@ -1350,7 +1352,7 @@ def read_toronto(file):
     """The arrays in Toronto's pickle-free archive: label byte, then R, G, B planes."""
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     names = [f"cifar-10-batches-bin/{name}.bin" for name in names]
-    images, labels = empty_arrays()
+    images, labels, arrays = empty_arrays()
     with tarfile.open(fileobj=file, mode="r|gz") as archive:
         for member in archive:
             if member.name in names:
@@ -1360,38 +1362,32 @@ def read_toronto(file):
                 planes = records[:, 1:].reshape(-1, DEPTH, SIDE, SIDE)
                 images[first : first + len(records)] = planes.transpose(0, 2, 3, 1)
                 labels[first : first + len(records)] = records[:, 0]
-    return split(images, labels)
+    return arrays
 
 
 def read_kaggle(file):
     """The arrays in Kaggle's ImageFolder: .../train/frog/<index>_frog.png and so on."""
     pattern = rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/(\d+)_\2\.png"
-    images, labels = empty_arrays()
+    images, labels, arrays = empty_arrays()
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             if match := re.fullmatch(pattern, name):
                 i = int(match[3]) + (N_TRAIN if match[1] == "test" else 0)
                 images[i] = Image.open(archive.open(name), formats=["PNG"])
                 labels[i] = CLASSES.index(match[2])
-    return split(images, labels)
+    return arrays
 
 
 def empty_arrays():
-    """Images and labels, of training and then of test, for a reader to fill."""
+    """Images and labels to be filled, of training and then of test; and the four parts."""
     images = np.zeros((N_TRAIN + N_TEST, *IMAGE_SHAPE), np.uint8)
-    return images, np.zeros(len(images), np.uint8)
-
-
-def split(images, labels):
-    return images[:N_TRAIN], labels[:N_TRAIN], images[N_TRAIN:], labels[N_TRAIN:]
+    x, y = images, np.zeros(len(images), np.uint8)
+    return x, y, (x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:])
 
 
 def download(url, file):
-    """Fetch the archive at `url` into the open `file`.
-
-    A dropped connection is tried again after RETRY_WAITS. A source that answers an
-    error, or too slowly, raises at once.
-    """
+    """Fetch the archive at `url` into the open `file`. A dropped connection is tried again
+    after RETRY_WAITS; a source that answers an error, or too slowly, raises at once."""
     for wait in (*RETRY_WAITS, None):
         file.truncate(file.seek(0))
         try:
@@ -1415,27 +1411,23 @@ def copy_response(response, file):
         seconds = max(time.monotonic() - start, 1e-3)
         if seconds > FLOOR_SECONDS and done < FLOOR_SPEED * seconds:
             raise ValueError(f"slower than {FLOOR_SPEED / 1e3:g} kB/s")
-        left = f", {(total - done) * seconds / done:.0f} s left" if total else ""
-        show_progress(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB{left}")
+        show_progress(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB in {seconds:.0f} s")
     if done < total or done == 0:
         raise ConnectionError(f"closed after {done} of {total or 'unknown'} bytes")
 
 
 def make_synthetic(seed=0):
-    """A stand-in for CIFAR-10 that needs no network: blocks of colour under noise.
-
-    Each class has 4 x 4 blocks of its own, each image its contrast. Returns arrays of
-    the shapes and types of load_cifar10.
-    """
+    """A stand-in for what load_cifar10() returns: 4 x 4 blocks of colour, of each class
+    its own, with a contrast of each image, under noise."""
     rng = np.random.default_rng(seed)
-    images, labels = empty_arrays()
+    images, labels, arrays = empty_arrays()
     labels[:] = rng.integers(0, N_CLASSES, len(labels))
     blocks = rng.uniform(-90, 90, (N_CLASSES, 4, 4, DEPTH)).repeat(8, 1).repeat(8, 2)
     for part in np.array_split(np.arange(len(labels)), 60):  # less memory than at once
         contrast = rng.uniform(-0.2, 1, (len(part), 1, 1, 1))
         noise = 60 * rng.standard_normal((len(part), *IMAGE_SHAPE), np.float32)
         images[part] = (128 + contrast * blocks[labels[part]] + noise).clip(0, 255)
-    return split(images, labels)
+    return arrays
 
 
 # ---------------------------------------------------------------- saved files
@@ -1444,59 +1436,53 @@ MAKE_MODEL = "python3 ff_cifar_locally_connected.py --bp-baseline --full-test"
 MAKE_MODEL += " --save model.npz"
 
 
-def write_whole(path, write, keep=False):
-    """Call write(file): it is whole at `path`, or RunError and `path` as it was.
+def write_whole(path, write, keep=False, is_result=True):
+    """Call write(file), and return True: it is whole at `path`. Where that fails, say
+    so, leave `path` as it was, and return False.
 
-    keep: what cannot be there is kept in the folder for temporary files
+    keep: it is written to the folder for temporary files then
+    is_result: the exit code of the command is 1 then
     """
     target = Path(os.path.realpath(path))  # where a symbolic link leads
-    # Any number of processes may write into one folder: the name is drawn.
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             write(file)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
+        return True
     except BaseException as error:
         with contextlib.suppress(OSError):  # where it could not be made
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        message = (
-            f"cannot write {path}: {error.strerror or error}; mend that, or move it"
-        )
-        if keep:
-            kept = Path(gettempdir(), secrets.token_hex(8) + target.suffix)
-            try:
-                write_whole(kept, write)
-                message += f"; what was to be written is in {kept}"
-            except RunError as another:
-                message += f"; nor is there another place: {another}"
-        raise RunError(message) from error
+        say(f"cannot write {path}: {error.strerror or error}")
+    UNWRITTEN.extend([path] * is_result)
+    kept = Path(gettempdir(), secrets.token_hex(8) + target.suffix)
+    if keep and write_whole(kept, write):
+        say(f"what was to be there is in {kept}")
+    return False
 
 
 @contextlib.contextmanager
-def reading(path, what, advice):
-    """Gives the arrays of a file of ours; RunError, with advice, where that fails."""
+def reading(path, what, key, advice):
+    """Gives the arrays of a file of ours, among them `key`; RunError, with advice, where
+    that fails, and NoFile where there is none."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if key not in arrays:
+                raise ValueError("it is a file of another kind")
             yield arrays
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes raise anything
-        raise RunError(f"{path} is no sound {what} ({error!r}): {advice}") from error
-
-
-def live_arrays(learner):
-    """All arrays that training changes in place, by name."""
-    return {
-        f"{learner.name}_{i}_{part}": getattr(parameter, part)
-        for i, parameter in enumerate(learner.parameters())
-        for part in ("value", "m", "v")
-    }
+        kind = NoFile if isinstance(error, FileNotFoundError) else RunError
+        raise kind(f"{path} is no sound {what} ({error!r}): {advice}") from error
 
 
 def save_checkpoint(path, args, learners):
-    """Everything that the rest of the run depends on, whole or not at all."""
+    """Everything that the rest of the run depends on; where that fails, a line."""
     state, arrays = {"arguments": training_values(args)}, {}
     for learner in learners:
         generators = learner.generators.items()
@@ -1504,7 +1490,7 @@ def save_checkpoint(path, args, learners):
             "history": learner.history,
             "generators": {name: rng.bit_generator.state for name, rng in generators},
         }
-        arrays |= live_arrays(learner)
+        arrays |= learner.arrays()
     state = json.dumps(state, default=lambda array: array.tolist())
     write_whole(path, lambda file: np.savez(file, state=state, **arrays))
 
@@ -1512,14 +1498,14 @@ def save_checkpoint(path, args, learners):
 def load_checkpoint(path, args, learners):
     """Put the state saved at `path` into the run; RunError where it does not fit."""
     advice = "give the same arguments, or another --checkpoint"
-    with reading(path, "checkpoint of this run", advice) as arrays:
+    with reading(path, "checkpoint of this run", "state", advice) as arrays:
         state = json.loads(str(arrays["state"]))
         for name, ours in training_values(args).items():
             if ours != (saved := state["arguments"][name]):
                 raise ValueError(f"it was made with {name} = {saved}, not {ours}")
         for learner in learners:
             saved = state[learner.name]
-            for name, array in live_arrays(learner).items():
+            for name, array in learner.arrays().items():
                 array[...] = arrays[name]
             learner.history += saved["history"]
             for name, rng in learner.generators.items():
@@ -1527,10 +1513,7 @@ def load_checkpoint(path, args, learners):
 
 
 def model_arrays(args, learners, full_test):
-    """The arrays of model.npz: the README lists them.
-
-    full_test: accuracies on all test images, {name in the file: fraction}
-    """
+    """The arrays of model.npz, which the README lists; full_test: some, by their names."""
     layers = learners[0].layers
     config = {"arguments": training_values(args), "versions": versions()}
     arrays = {
@@ -1548,20 +1531,16 @@ def model_arrays(args, learners, full_test):
 
 
 def load_model(path):
-    """The learners of a model.npz by name, the arguments of its run, and its arrays.
-
-    RunError if it is damaged, incomplete or of other shapes; nothing is unpickled.
-    """
-    with reading(path, "model", f"make one with {MAKE_MODEL}") as file:
+    """The learners of a model.npz by name, the arguments of its run, and its arrays; or
+    RunError, if it is damaged, incomplete or of other shapes. Nothing is unpickled."""
+    with reading(path, "model", "config", f"make one with {MAKE_MODEL}") as file:
         arrays = dict(file)
         args = training_arguments(**json.loads(str(arrays["config"]))["arguments"])
         learners = make_learners(args)
         for learner in learners:
             learner.set_weights(arrays)
-            whitening = {"whitening": arrays["whitening"]} if args.whiten else {}
-            weights = (learner.weights() | whitening).items()
-            if wrong := [name for name, w in weights if arrays[name].shape != w.shape]:
-                raise ValueError(f"of other shapes: {', '.join(wrong)}")
+        if args.whiten and "whitening" not in arrays:
+            raise ValueError("it has no whitening filter")
     return {learner.name: learner for learner in learners}, args, arrays
 
 
@@ -1574,8 +1553,8 @@ class RunError(Exception):
     """A failure the user can mend; its text is the one line that is printed."""
 
 
-class NoData(RunError):
-    """No source has CIFAR-10."""
+class NoFile(RunError):
+    """There is no such file, or no source that has CIFAR-10."""
 
 
 class UsageError(RunError):
@@ -1583,6 +1562,7 @@ class UsageError(RunError):
 
 
 TAG = ""  # before every line about data that are not CIFAR-10
+UNWRITTEN = []  # files that could not be written
 
 
 def tell(line=""):
@@ -1597,8 +1577,14 @@ def say(line):
 def show_progress(text):
     """Rewrite the progress line of a terminal ("" clears it); nothing in a pipe."""
     if sys.stderr.isatty():
+        # A terminal that does not tell its width says 0.
+        width = min(79, os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
         end = "" if text else "\r"
-        print(f"\r{text:<78.78}", end=end, file=sys.stderr, flush=True)
+        print(f"\r{text:<{width}.{width}}", end=end, file=sys.stderr, flush=True)
+
+
+COLUMNS = """In the rows, for layer 0 and so on: the loss; g+ and g-, the goodness with true and
+with wrong labels, means over the epoch. ETA: until this learner, FF or BP, is trained."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -1607,7 +1593,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description=None, example=None):
         recipes = [f"{name}: {flags}" for name, flags in RECIPES.items()]
         recipes = "\n  ".join(["A recipe stands for these flags:", *recipes])
-        epilog = f"example: {example}\n\n{recipes}"
+        epilog = f"example: {example}\n\n{recipes}\n\n{COLUMNS}"
         super().__init__(description=description, epilog=epilog, allow_abbrev=False)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
 
@@ -1615,11 +1601,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"error: {message} (--help lists the flags)")
 
 
+class Values(list):
+    """Numbers that are shown as on the command line: 11,5,5,5."""
+
+    def __str__(self):
+        return ",".join(f"{value:g}" for value in self)
+
+
 def number(kind, low, high=1e12, many=False):
     """An argparse type: an int or float from low to high; many: as 11,5,5,5, a list."""
 
     def parse(text):
-        values = [kind(part) for part in (text.split(",") if many else [text])]
+        values = Values(map(kind, text.split(",") if many else [text]))
         if not all(low <= value <= high for value in values):
             raise ValueError
         return values if many else values[0]
@@ -1630,12 +1623,14 @@ def number(kind, low, high=1e12, many=False):
 
 def destination(text):
     """An argparse type: a file that can be written, new or to be replaced."""
-    path = Path(text)
+    path = os.path.realpath(text)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
-        with TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
-            return path
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode) or not mode & stat.S_IWUSR:
+                raise OSError("it is no regular file, or protected against writing")
+        with TemporaryFile(dir=os.path.dirname(path)):
+            return Path(text)
     except OSError as error:
         reason = f"cannot write {text!r}: {error.strerror or error}"
         raise argparse.ArgumentTypeError(reason) from error
@@ -1666,32 +1661,29 @@ def add_training_flags(parser):
             options = {"choices": kind}
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        if default is not None:
-            help += " (default: %(default)s)"
+        help += " (default: %(default)s)"
         group.add_argument(*names.split(), default=default, help=help, **options)
 
+    parser.set_defaults(classes=CLASSES)
     group = parser.add_argument_group("data")
     help = "auto: cifar10 or, where no source has it, synthetic: made-up images"
     flag("--dataset", "auto", ("auto", "cifar10", "synthetic"), help)
-    help = "default: $HINTON_CIFAR_CACHE, else ~/.cache/hinton-cifar"
-    flag("--cache-dir", None, str, help)
-    count_train, count_test = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
-    flag("--train-subset", 10_000, count_train, "train on the first N images")
-    help = "evaluate after each epoch on the first N of both sets"
-    flag("--eval-subset", 1000, count_test, help)
+    flag("--cache-dir", None, str, "None: $HINTON_CIFAR_CACHE or ~/.cache/hinton-cifar")
+    train, test = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
+    flag("--train-subset", 10_000, train, "train on the first N images")
+    flag("--eval-subset", 1000, test, "evaluate on the first N of both sets")
     group = parser.add_argument_group("model and training")
     flag("--recipe", "headline", tuple(RECIPES), "a word for other flags, see below")
     flag("--seed", 0, number(int, 0), "seed of all random numbers")
     flag("--n-epochs --epochs", 10, count, "passes over the training images")
     flag("--n-layers", 2, number(int, 1, 4), "layers, 1 to 4; recurrent: 2 or 3")
     flag("--channels", 8, count, "units at each position of a layer")
-    sides = number(int, 1, SIDE, many=True)
-    flag("--fields", "11,5,5,5", sides, "sides of the layers' receptive fields")
+    flag("--fields", "11,5,5,5", number(int, 1, SIDE, many=True), "the layers' fields")
     flag("--batch-size", 64, count, "images in a step")
     flag("--lr", 0.01, positive, "Adam's learning rate")
     flag("--lr-schedule", "constant", ("constant", "linear"), "linear: falling to 0")
     flag("--weight-decay", 0.0, number(float, 0), "of weights, decoupled as in AdamW")
-    help = "mirror images at random and shift them by up to N pixels; 0: neither"
+    help = "mirror at random, and shift by up to N pixels; 0: neither"
     flag("--augment", 0, number(int, 0, SIDE), help)
     flag("--whiten", False, bool, "decorrelate neighbouring pixels and colours (ZCA)")
     group = parser.add_argument_group("Forward-Forward")
@@ -1708,56 +1700,60 @@ def add_training_flags(parser):
     flag("--temperature", 1.0, positive, "unit of goodness, in loss and negatives")
     group = parser.add_argument_group("backprop")
     flag("--bp-baseline", False, bool, "train the same stack with backprop too")
-    flag("--bp-lr", None, positive, "learning rate of backprop (default: --lr)")
+    flag("--bp-lr", None, positive, "learning rate of backprop; None: --lr")
 
 
 def parse(parser, argv=None):
     """The arguments of a command line, after its recipe's flags; or a UsageError."""
     argv = sys.argv[1:] if argv is None else argv
-    recipe = parser.parse_args(argv).recipe
-    usual = ["--recipe", recipe, *RECIPES[recipe].split()]
-    usual, args = parser.parse_args(usual), parser.parse_args([*usual, *argv])
-    given = {name for name, value in vars(args).items() if value != vars(usual)[name]}
+    recipe = parser.parse_args([w for w in argv if w not in ("-h", "--help")]).recipe
+    usual = vars(parser.parse_args(["--recipe", recipe, *RECIPES[recipe].split()]))
+    parser.set_defaults(**usual)  # which --help shows
+    args = parser.parse_args(argv)
+    given = {name for name, value in vars(args).items() if value != usual[name]}
     recurrent, theta = recipe == "recurrent", args.loss == "threshold"
     L, fields, rates = args.n_layers, args.fields, args.layer_rates
-
-    def refuse(fault, message):
+    fixed, aim = recurrent and given & {"label_input", "fields"}, "objective" in given
+    decay = max(args.lr, args.bp_lr or 0) * args.weight_decay
+    for fault, message in (
+        (theta and args.negatives == "all", "--negatives all needs --loss softmax"),
+        (not theta and "threshold" in given, "--threshold needs --loss threshold"),
+        (aim and not recurrent, "--objective needs --recipe recurrent"),
+        (fixed, "--label-input and --fields do not fit --recipe recurrent"),
+        (recurrent and L not in (2, 3), "--recipe recurrent needs --n-layers 2 or 3"),
+        (L > len(fields), f"--n-layers {L} needs as many --fields"),
+        (L > len(rates), f"--n-layers {L} needs as many --layer-rates"),
+        (sum(fields[:L]) - L >= SIDE, "--fields leave the last layer no position"),
+        (decay > 1, "learning rate x --weight-decay is above 1"),
+    ):
         if fault:
             parser.error(message)
-
-    refuse(theta and args.negatives == "all", "--negatives all needs --loss softmax")
-    refuse("threshold" in given and not theta, "--threshold needs --loss threshold")
-    message = "--objective min needs --recipe recurrent"
-    refuse(args.objective == "min" and not recurrent, message)
-    message = "--label-input and --fields do not fit --recipe recurrent"
-    refuse(recurrent and {"label_input", "fields"} & given, message)
-    refuse(recurrent and L not in (2, 3), "--recipe recurrent needs --n-layers 2 or 3")
-    message = f"--n-layers {L} needs as many --fields and --layer-rates"
-    refuse(L > min(len(fields), len(rates)), message)
-    refuse(sum(fields[:L]) - L >= SIDE, "--fields leave the last layer no position")
-    turned = max(args.lr, args.bp_lr or 0) * args.weight_decay > 1
-    refuse(turned, "learning rate x --weight-decay is above 1")
     return args
 
 
-def training_arguments(recipe="headline", **changes):
+def training_arguments(recipe="headline", dataset="cifar10", classes=CLASSES, **flags):
     """The arguments of a command line with this recipe, and other flags by their names.
 
-    The dataset is cifar10. TypeError: an unknown name; UsageError: a refused value.
+    dataset, classes: the name of data of your own, and of its ten classes, for titles
+    Raises TypeError for an unknown name, and UsageError for a refused value.
     """
     parser = Parser()
     add_training_flags(parser)
-    if unknown := changes.keys() - vars(parser.parse_args([])).keys():
+    if unknown := flags.keys() - vars(parser.parse_args([])).keys():
         raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
-    argv = ["--recipe", recipe, "--dataset", "cifar10"]
-    for name, value in changes.items():
+    argv = ["--recipe", recipe]
+    for name, value in flags.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             argv.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
             value = value if isinstance(value, (list, tuple)) else [value]
             argv.append(f"--{flag}={','.join(map(str, value))}")
-    return parse(parser, argv)
+    args = parse(parser, argv)
+    args.dataset, args.classes = dataset, [*classes]
+    if len(args.classes) != N_CLASSES:
+        parser.error(f"there are to be {N_CLASSES} classes, not {len(args.classes)}")
+    return args
 
 
 def training_values(args):
@@ -1773,7 +1769,7 @@ def load_data(args):
     try:
         if args.dataset != "synthetic":
             data = load_cifar10(args.cache_dir)
-    except NoData as error:
+    except NoFile as error:
         if args.dataset == "cifar10":
             raise
         say(f"[synthetic] made-up images run instead: {error}")
@@ -1801,11 +1797,11 @@ def run(args, data, full_test=False, checkpoint=None):
     """
     train_x, _, test_x, test_y = data
     learners, n_train = make_learners(args), min(args.train_subset, len(train_x))
-    tell(", ".join(f"{name} {version}" for name, version in versions().items()))
-    tell(
-        f"{args.dataset}: {n_train} of {len(train_x)} training images, "
-        f"{len(test_x)} test images, {SIDE}x{SIDE}x{DEPTH} uint8"
-    )
+    names = "recipe", "seed", "lr", "lr_schedule", "layer_rates", "bp_lr"
+    names += "label_input", "negatives", "loss", "temperature", "threshold"
+    for values in (versions(), {name: vars(args)[name] for name in names}):
+        tell(", ".join(f"{name} {value}" for name, value in values.items()))
+    tell(f"{args.dataset}: trains on {n_train} of {train_x.shape}, test {test_x.shape}")
     for i, layer in enumerate(learners[0].layers):
         first = layer.connections[0]
         # v is infinite where nothing is learned.
@@ -1815,51 +1811,54 @@ def run(args, data, full_test=False, checkpoint=None):
             f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
             f", {size:,} parameters"
         )
-    if checkpoint and checkpoint.exists():
-        load_checkpoint(checkpoint, args, learners)
-        tell(f"going on from {checkpoint}")
-
+    if checkpoint:
+        with contextlib.suppress(NoFile):
+            load_checkpoint(checkpoint, args, learners)
+            tell(f"going on from {checkpoint}")
     save = checkpoint and (lambda: save_checkpoint(checkpoint, args, learners))
     for learner in learners:
         train(learner, data, args, save)
 
-    n_test = len(test_y) if full_test else min(args.eval_subset, len(test_y))
-    accuracies, by_class = {}, {}
+    if not full_test:
+        test_x, test_y = test_x[: args.eval_subset], test_y[: args.eval_subset]
+    n_test, accuracies, by_class = len(test_y), {}, {}
     tell()
     tell(f"{'':12}{'test %':>7}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
     for learner in learners:
+        row = learner.history[-1]
         for name, (method, infix) in learner.ways.items():
-            row = learner.history[-1]
-            test = row[f"{infix}test_acc"]
-            if full_test:
-                predictions = in_batches(getattr(learner, method), test_x)
-                test = np.mean(predictions == test_y)
-                accuracies[f"{learner.name.lower()}_full_test_{infix}acc"] = test
-                by_class[name] = class_accuracies(predictions, test_y)
+            predictions = in_batches(getattr(learner, method), test_x)
+            test = np.mean(predictions == test_y)
+            by_class[name] = class_accuracies(predictions, test_y)
+            accuracies[f"{learner.name.lower()}_full_test_{infix}acc"] = test
             tell(
                 f"{name:12}{100 * test:7.2f}{100 - 100 * test:9.2f}"
                 f"{round((1 - test) * n_test):9}{100 * row[f'{infix}train_acc']:9.2f}"
                 f"{row['wallclock']:9.1f}"
             )
     tell(f"{'chance':12}{10:7.2f}{90:9.2f}{n_test * 9 // 10:9}")
-    seen = min(args.eval_subset, n_train)
-    tell(f"({n_test} test and {seen} training images; time without evaluation)")
+    n_train = min(args.eval_subset, n_train)
+    tell(f"({n_test} test and {n_train} training images; time without evaluation)")
     if full_test:
         tell()
         tell(f"{'class':10}" + "".join(f"{name + ' %':>15}" for name in by_class))
-        for label, *values in zip(CLASSES, *by_class.values()):
+        for label, *values in zip(args.classes, *by_class.values()):
             tell(f"{label:10}" + "".join(f"{100 * v:15.1f}" for v in values))
-    return learners, model_arrays(args, learners, accuracies)
+    return learners, model_arrays(args, learners, accuracies if full_test else {})
 
 
 def command(main):
     """Run a script's main(): one line and an exit code for what goes wrong."""
-    # An overflow ends in a number that is not finite, which is an error by itself.
-    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    UNWRITTEN.clear()
     try:
-        main()
+        with warnings.catch_warnings():
+            # An overflow ends in a number that is not finite, which is an error by itself.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            main()
         if TAG:
             tell("these are not CIFAR-10 results: the images are made up")
+        if UNWRITTEN:
+            sys.exit(1)
     except BrokenPipeError:  # whoever reads the results, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -1868,30 +1867,24 @@ def command(main):
         say(f"{Path(sys.argv[0]).name}: {memory}{error}")
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
-        say("interrupted; a training with --checkpoint FILE goes on when started again")
+        goes_on = "; the same command goes on from the last epoch that it saved"
+        say("interrupted" + goes_on * any("--checkpoint" in word for word in sys.argv))
         sys.exit(130)
 
 
 def main():
-    parser = Parser(
-        "Train Forward-Forward and backprop on CIFAR-10, with locally-connected layers.",
-        MAKE_MODEL,
-    )
+    parser = Parser("Train Forward-Forward and backprop on CIFAR-10.", MAKE_MODEL)
     add_training_flags(parser)
     group = parser.add_argument_group("results")
     help = "evaluate on all test images at the end, by class too"
     group.add_argument("--full-test", action="store_true", help=help)
-    help = "write weights and history to this .npz file"
-    group.add_argument("--save", type=destination, metavar="FILE", help=help)
+    file = {"type": destination, "metavar": "FILE"}
+    group.add_argument("--save", help="write weights and history to this .npz", **file)
     help = "save the run's state here after every epoch, and go on from it if it exists"
-    group.add_argument("--checkpoint", type=destination, metavar="FILE", help=help)
+    group.add_argument("--checkpoint", help=help, **file)
     args = parse(parser)
-    files = [os.path.realpath(path) for path in (args.save, args.checkpoint) if path]
-    if len(files) > len(set(files)):
-        parser.error("--save and --checkpoint are the same file")
     _, arrays = run(args, load_data(args), args.full_test, args.checkpoint)
-    if args.save:
-        write_whole(args.save, lambda file: np.savez(file, **arrays), keep=True)
+    if args.save and write_whole(args.save, lambda f: np.savez(f, **arrays), keep=True):
         tell()
         tell(f"saved {args.save} ({args.save.stat().st_size / 1e6:.1f} MB)")
 
