@@ -8,8 +8,8 @@
 
 A frame shows a snapshot: before training, after every --snapshot-every epochs, and at
 the end. The demo image is the first test image, whatever becomes of it. The training
-flags are those of the other scripts; it shows FF, and no backprop. Last lines (each layer's loss
-and goodness; training and test accuracy in percent; seconds):
+flags are those of the other scripts; it shows FF, and no backprop. Last lines (each
+layer's loss and goodness; training and test accuracy in percent; seconds):
 
     FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    5.4      1
     FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    6.1      0
@@ -38,6 +38,7 @@ PICTURE_AT = 0.085, 0.035, 0.39, 0.41
 LABELS_AT = 0.575, 0.1, 0.405, 0.345
 LAST_FRAME = 2000  # milliseconds
 COLOURS = 255  # of the palette that all frames share
+CELL = 1, 16, 256  # (red, green, blue) // 16 @ CELL: the number of a colour's cell
 STYLE = viz.STYLE | {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -65,8 +66,8 @@ def mean_goodness(learner, images, labels):
 def make_snapshots(args, data):
     """Train FF: what each frame shows, {name: (snapshots, ...)}.
 
-    epoch; ff_g_pos and ff_g_neg (L,), mean goodness of the test images with their true
-    label and with the nine others; ff_train_acc and ff_test_acc, fractions; demo
+    epoch; n_images, tested; ff_g_pos and ff_g_neg (L,), their mean goodness with their
+    true label and with the nine others; ff_train_acc and ff_test_acc, fractions; demo
     (N_CLASSES,), the first test image's goodness with each label, mean of the layers
     that predict
     """
@@ -82,10 +83,9 @@ def make_snapshots(args, data):
             return
         true, wrong = mean_goodness(learner, test_x[:n], test_y[:n])
         demo = learner.label_goodness(test_x[:1])[learner.scored, :, 0].mean(axis=0)
-        shown = {"epoch": epoch, "ff_g_pos": true, "ff_g_neg": wrong, "demo": demo}
-        for name in "train_acc", "test_acc":
-            shown[f"ff_{name}"] = accuracies[name]
-        snapshots.append(shown)
+        shown = {f"ff_{name}": accuracies[name] for name in ("train_acc", "test_acc")}
+        shown |= {"ff_g_pos": true, "ff_g_neg": wrong, "demo": demo}
+        snapshots.append(shown | {"epoch": epoch, "n_images": len(test_x[:n])})
 
     untrained = {
         "train_acc": ff.accuracy(learner, train_x[:n], train_y[:n]),
@@ -107,10 +107,8 @@ def draw_frame(args, snapshots, last, image, label):
     so_far = {name: values[: last + 1] for name, values in snapshots.items()}
     epochs = so_far["epoch"]
     figure = Figure(SIZE, DPI)
-    figure.suptitle(
-        f"Forward-Forward, epoch {epochs[-1]} of {args.n_epochs} · "
-        f"{viz.data_name(args.dataset)}"
-    )
+    title = f"Forward-Forward, epoch {epochs[-1]} of {args.n_epochs}"
+    figure.suptitle(f"{title} · {viz.data_name(args.dataset)}")
     places = GOODNESS_AT, ACCURACY_AT, PICTURE_AT, LABELS_AT
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
     by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
@@ -119,7 +117,7 @@ def draw_frame(args, snapshots, last, image, label):
     if args.loss == "threshold":
         highest = max(highest, args.threshold)
     goodness.set_ylim(0, 1.05 * highest)
-    goodness.set_title(f"Goodness, {args.eval_subset:,} test images")
+    goodness.set_title(f"Goodness, {so_far['n_images'][-1]:,} test images")
 
     viz.plot_accuracies(accuracy, epochs, so_far)
     train, test = (snapshots[f"ff_{name}_acc"] for name in ("train", "test"))
@@ -134,10 +132,10 @@ def draw_frame(args, snapshots, last, image, label):
     if args.label_input == "corner":
         viz.show_image(picture, viz.encoded_image(image, label))
         viz.box_label_block(picture, linewidth=2)
-        picture.set_title(f"Test image 0 with its true label: {ff.CLASSES[label]}")
+        picture.set_title(f"Test image 0 with its true label: {args.classes[label]}")
     else:
         viz.show_image(picture, image / 255)
-        picture.set_title(f"Test image 0, raw, no label in it: {ff.CLASSES[label]}")
+        picture.set_title(f"Test image 0, raw, no label in it: {args.classes[label]}")
     draw_labels(labels, args, snapshots["demo"], last, label)
     return figure
 
@@ -173,7 +171,7 @@ def draw_labels(axes, args, demo, last, label):
     room = 0.6 if low < 0 else 0.5  # for the words beside the bars
     axes.set_xlim(1.05 * low, high + room * (high - low))
     axes.locator_params("x", nbins=5)
-    axes.set_yticks(range(ff.N_CLASSES), ff.CLASSES)
+    axes.set_yticks(range(ff.N_CLASSES), args.classes)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -181,30 +179,36 @@ def draw_labels(axes, args, demo, last, label):
     axes.set_xlabel(f"mean(h²), layers that predict ({unit})")
 
 
-def make_gif(frames, fps):
-    """The bytes of a GIF of RGB frames, uint8 (H, W, 3), that loops for ever.
+def make_gif(draw, n_frames, fps):
+    """The bytes of a GIF of draw(0), draw(1), ..., RGB frames, that loops for ever.
 
-    All frames share one palette and are not dithered, so that text stays crisp, and
-    pixels that do not change are transparent, so that they cost next to nothing.
+    draw(i): uint8 (H, W, 3). All frames share the palette of the last, which shows what
+    the others do, and are not dithered, so that text stays crisp, and pixels that do not
+    change are transparent, so that they cost next to nothing. Of a frame that is drawn,
+    only a byte for each pixel is kept: any number of frames fits into memory.
     """
-    pixels = Image.fromarray(np.concatenate(frames))
-    indexed = pixels.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=0)
-    palette = indexed.getpalette()
-    durations = [10 * round(100 / fps)] * len(frames)  # GIF has steps of 10 ms
+    last, method = draw(n_frames - 1), Image.Quantize.FASTOCTREE
+    quantised = Image.fromarray(last).quantize(COLOURS, method, dither=0)
+    palette, gif = quantised.getpalette(), io.BytesIO()
+    # The octree maps cells of 16 x 16 x 16 colours; any other cell gets the nearest.
+    middles = np.uint8(16 * np.indices((16, 16, 16)).T + 8).reshape(64, 64, 3)
+    nearest = Image.fromarray(middles).quantize(palette=quantised, dither=0)
+    in_palette = np.array(nearest).ravel()
+    in_palette[last // 16 @ CELL] = quantised
+    durations = [10 * round(100 / fps)] * n_frames  # GIF has steps of 10 ms
     durations[-1] = max(LAST_FRAME, durations[-1])
-    gif = io.BytesIO()
-    iio.imwrite(
-        gif,
-        np.split(np.asarray(indexed), len(frames)),
-        extension=".gif",
-        plugin="pillow",
-        mode="P",
-        palette=palette + [0, 0, 0],
-        transparency=len(palette) // 3,
-        optimize=True,
-        duration=durations,
-        loop=0,
-    )
+    with iio.imopen(gif, "w", extension=".gif", plugin="pillow") as file:
+        for i in range(n_frames):
+            file.write(
+                in_palette[draw(i) // 16 @ CELL],
+                is_batch=False,
+                mode="P",
+                palette=palette + [0, 0, 0],
+                transparency=len(palette) // 3,
+                optimize=True,
+                duration=durations,
+                loop=0,
+            )
     return gif.getvalue()
 
 
@@ -224,33 +228,32 @@ def main():
     ):
         help += f" (default: {default})"
         animation.add_argument(flag, default=default, type=kind, metavar="N", help=help)
-    default = "ff_cifar_locally_connected.gif"
-    animation.add_argument(
-        "--out",
-        type=ff.destination,
-        default=default,
-        metavar="FILE",
-        help=f"the GIF to write (default: {default})",
-    )
+    help = "the GIF to write (default: %(default)s)"
+    file = {"type": ff.destination, "default": "ff_cifar_locally_connected.gif"}
+    animation.add_argument("--out", metavar="FILE", help=help, **file)
     ff.add_training_flags(parser)
     parser.set_defaults(n_epochs=8, train_subset=4000, eval_subset=500)
     args = ff.parse(parser)
     if args.bp_baseline:
         parser.error("--bp-baseline: the animation shows Forward-Forward alone")
+    if args.out.suffix.lower() != ".gif":
+        parser.error(f"--out {args.out}: the animation is a .gif")
     data = ff.load_data(args)
     snapshots = make_snapshots(args, data)
     _, _, test_x, test_y = data
-    frames = []
+    n_frames = len(snapshots["epoch"])
+
+    def draw(i):
+        figure = draw_frame(args, snapshots, i, test_x[0], test_y[0])
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
+
     # "default": the user's own settings must not change the frames.
     with matplotlib.style.context(["default", STYLE]):
-        for last in range(len(snapshots["epoch"])):
-            figure = draw_frame(args, snapshots, last, test_x[0], test_y[0])
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
-    gif = make_gif(frames, args.fps)
-    ff.write_whole(args.out, lambda file: file.write(gif), keep=True)
-    ff.tell(f"wrote {args.out}: {len(frames)} frames, {len(gif) / 1e3:.0f} kB")
+        gif = make_gif(draw, n_frames, args.fps)
+    if ff.write_whole(args.out, lambda file: file.write(gif), keep=True):
+        ff.tell(f"wrote {args.out}: {n_frames} frames, {len(gif) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

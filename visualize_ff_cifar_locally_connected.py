@@ -14,7 +14,6 @@ files NAME-SEED.npz, in their order. With --receptive-fields NAME.npz it is
 viz/receptive_fields_NAME.png, of layer 0 of another model.
 With the headline model, the last lines are:
 
-    ship            1000           7.8          33.7
     truck           1000          16.1          37.9
     all            10000          24.9          35.8
     wrote viz/example_images.png
@@ -64,6 +63,7 @@ LAYER_LOOKS = (
 )
 REFERENCE = {"color": "0.35", "linestyle": ":", "linewidth": 1.4}  # chance, theta
 CYAN = "#00ffff"  # the label block
+DATA_NAMES = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC DATA, not CIFAR-10"}
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -96,7 +96,8 @@ def new_figure(title, dataset, width, height):
 
 
 def data_name(dataset):
-    return "CIFAR-10" if dataset == "cifar10" else "SYNTHETIC DATA, not CIFAR-10"
+    """What a title calls the data: your own by the name that you gave them."""
+    return DATA_NAMES.get(dataset, dataset)
 
 
 def show_image(axes, image):
@@ -177,8 +178,10 @@ def example_images(args, images, labels):
     """The first image of each class, named. images uint8 (B, H, W, 3), labels (B,)."""
     figure = new_figure("The ten classes", args.dataset, 10, 4.9)
     for k, axes in enumerate(figure.subplots(2, 5).flat):
-        show_image(axes, images[np.argmax(labels == k)] / 255)
-        axes.set_title(f"{k}  {ff.CLASSES[k]}")
+        axes.axis("off")
+        axes.set_title(f"{k}  {args.classes[k]}")
+        for image in images[labels == k][:1]:  # your own data may have none
+            show_image(axes, image / 255)
     return figure
 
 
@@ -193,26 +196,25 @@ def example_label_encoded(args, image, label):
         text = f"Instead of a block, this model\nhas weights for the label.\n\n{text}"
     figure = new_figure(title, args.dataset, 10, 5.4)
     (raw_axes, *uppers), (words, *lowers) = figure.subplots(2, 3, height_ratios=(4, 1))
-    raw_axes.set_title(f"raw, for {raw}: {ff.CLASSES[label]}", fontsize=11.5)
+    raw_axes.set_title(f"raw, for {raw}: {args.classes[label]}", fontsize=11.5)
     show_image(raw_axes, image / 255)
     words.axis("off")
     words.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     cases = ("positive: true", label), ("negative: wrong", wrong)
     for (name, k), upper, lower in zip(cases, uppers, lowers, strict=True):
-        upper.set_title(f"{encoded}, {name} label {ff.CLASSES[k]}", fontsize=11.5)
+        upper.set_title(f"{encoded}, {name} label {args.classes[k]}", fontsize=11.5)
         pixels = encoded_image(image, k)
         show_image(upper, pixels)
         show_image(lower, pixels[: ff.LABEL_ROWS, : ff.LABEL_LEN])
         box_label_block(upper)
         box_label_block(lower)
-        lower.set_xticks(range(ff.N_CLASSES), ff.CLASSES, rotation=90, fontsize=10)
+        lower.set_xticks(range(ff.N_CLASSES), args.classes, rotation=90, fontsize=10)
         lower.tick_params(length=0)
         lower.get_xticklabels()[k].set_weight("bold")
     return figure
 
 
-# Layer-0 positions (row, column): the first three see the label block, or a part of
-# it; the others do not.
+# (row, column) in layer 0; the first three see the label block, or a part of it
 POSITIONS = (0, 0), (1, 5), (2, 9), (0, 16), (11, 11), (21, 21)
 SHOWN_CHANNELS = 4  # the first ones, unchosen
 FULL_COLOUR = 6  # standard deviations of the initial weights
@@ -268,42 +270,39 @@ def per_class_accuracy(args, accuracies, n_images):
     # The numbers of three bars stand close, and their names in two rows.
     size, columns = (10.5, 3) if len(accuracies) < 3 else (9, 2)
     for k, (name, (by_class, overall)) in enumerate(accuracies.items()):
-        bars = axes.bar(
-            np.arange(ff.N_CLASSES) + (k - (len(accuracies) - 1) / 2) * width,
-            100 * by_class,
-            width,
-            color=LEARNER_LOOKS[name]["color"],
-            hatch=LEARNER_HATCHES[name],
-            label=f"{name}, all classes: {100 * overall:.1f} %",
-        )
+        at = np.arange(ff.N_CLASSES) + (k - (len(accuracies) - 1) / 2) * width
+        look = {"color": LEARNER_LOOKS[name]["color"], "hatch": LEARNER_HATCHES[name]}
+        label = f"{name}, all classes: {100 * overall:.1f} %"
+        bars = axes.bar(at, 100 * by_class, width, label=label, **look)
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
         axes.bar_label(bars, fmt="{:.0f}", fontsize=size, padding=2, bbox=white)
     axes.axhline(100 / ff.N_CLASSES, **REFERENCE, zorder=0.5, label="chance: 10 %")
     axes.set_xlim(-0.6, ff.N_CLASSES - 0.4)
-    axes.set_xticks(range(ff.N_CLASSES), ff.CLASSES)
+    axes.set_ylabel("accuracy, % of the class's images")
+    axes.set_xticks(range(ff.N_CLASSES), args.classes)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
     highest = max(np.nanmax(by_class) for by_class, _ in accuracies.values())
     axes.set(yticks=range(0, 101, 20), ylim=(0, 112 * max(highest, 0.2)))
-    axes.set_ylabel("accuracy, % of the class's images")
     axes.set_title(f"of the first {n_images:,} test images")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns)
     return figure
 
 
-def curves(args, arrays):
-    """Accuracies, goodness and losses by epoch, from the arrays of model.npz."""
+def curves(args, arrays, n_train, n_test):
+    """Accuracies, goodness and losses by epoch, from the arrays of model.npz.
+
+    n_train: images that it was trained on; n_test: test images after each epoch
+    """
     learners = "FF and BP" if args.bp_baseline else "FF"
-    title = f"{learners}, {args.train_subset:,} training images, seed {args.seed}"
+    title = f"{learners}, {n_train:,} training images, seed {args.seed}"
     figure = new_figure(title, args.dataset, 11, 8.4)
     (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
     epochs = np.arange(1, args.n_epochs + 1)
 
     plot_accuracies(top_left, epochs, arrays)
-    evaluated = f"{args.eval_subset:,} images of each set"
-    if args.train_subset < args.eval_subset:
-        evaluated = f"{args.eval_subset:,} test, {args.train_subset:,} training images"
-    top_left.set_title(f"Accuracy, first {evaluated}")
+    seen = min(n_train, args.eval_subset)
+    top_left.set_title(f"Accuracy, first {n_test:,} test, {seen:,} training images")
     top_left.set_ylim(bottom=0)
 
     plot_goodness(top_right, args, epochs, arrays)
@@ -340,9 +339,8 @@ SETTLING_IMAGES = 1000  # at most, as each takes all labels through all iteratio
 def settle(learner, images, labels):
     """How a recurrent network settles over n iterations, on uint8 (B, H, W, 3).
 
-    Means over the images: the goodness (n, L) of the "true" label, of the best "wrong"
-    one for the layer at that iteration, and the "average" of all ten; the accuracy
-    (n,) of each iteration "alone", of their "window" that predicts, and of "one_pass".
+    Means over the images: the goodness (n, L) of the true label, of the best wrong one
+    for that layer and iteration, and of all ten; the accuracy (n,) of an iteration alone.
     """
     n = SHOWN_ITERATIONS  # g: (n, L, N_CLASSES, B)
     g = ff.in_batches(lambda x: learner.goodness_by_iteration(x, n), images)
@@ -350,49 +348,44 @@ def settle(learner, images, labels):
     others = learner.sign * g
     alone = others.sum(axis=1).argmax(axis=1) == labels
     others[at] = -np.inf
-    return {
-        "true": g[at].mean(axis=-1),
-        "wrong": learner.sign * others.max(axis=2).mean(axis=-1),
-        "average": g.mean(axis=(2, 3)),
-        "alone": alone.mean(axis=1),
-        "window": ff.accuracy(learner, images, labels),
-        "one_pass": ff.accuracy(learner, images, labels, "predict_one_pass"),
-    }
+    wrong = learner.sign * others.max(axis=2)
+    return [x.mean(axis=-1) for x in (g[at], wrong, g.mean(axis=2), alone)]
 
 
-def recurrent(args, settling, n_images):
-    """How a recurrent network settles: what settle() found for so many images."""
-    title = f"The recurrent network settles, {n_images:,} test images"
+def recurrent(args, learner, images, labels):
+    """How a recurrent network settles on uint8 images (B, H, W, 3)."""
+    true, wrong, average, alone = settle(learner, images, labels)
+    title = f"The recurrent network settles, {len(labels):,} test images"
     figure = new_figure(title, args.dataset, 11, 8.2)
     extreme = "highest" if args.objective == "max" else "lowest"
     first, *_, last = ff.WINDOW
     iterations = np.arange(1, SHOWN_ITERATIONS + 1)
     layers = range(args.n_layers)
     panels = figure.subplot_mosaic([[*layers], ["accuracy"] * len(layers)])
-    for i, average in zip(layers, settling["average"].T, strict=True):
+    for i in layers:
         axes, look = panels[i], LAYER_LOOKS[i]
-        true, wrong = (settling[name][:, i] - average for name in ("true", "wrong"))
-        axes.plot(iterations, true, label="true label", **look)
+        axes.plot(iterations, (true - average)[:, i], label="true label", **look)
         look = look | {"linestyle": "--", "markerfacecolor": "white"}
-        axes.plot(iterations, wrong, label=f"{extreme} wrong label", **look)
-        axes.set_title(f"Layer {i}, average {average[0]:.2f} → {average[-1]:.2f}")
+        label = f"{extreme} wrong label"
+        axes.plot(iterations, (wrong - average)[:, i], label=label, **look)
+        ends = f"{average[0, i]:.2f} → {average[-1, i]:.2f}"
+        axes.set_title(f"Layer {i}, average {ends}")
     panels[0].set_ylabel("goodness, mean(h²),\nabove average")
 
-    axes = panels["accuracy"]
-    alone, look = 100 * settling["alone"], LEARNER_LOOKS["FF"]
-    axes.plot(iterations, alone, label="one iteration alone", **look)
-    for key, name, color, style in (
-        ("window", f"mean of iterations {first} to {last}", BLUE, ":"),
-        ("one_pass", "one pass, the classifier", GREEN, "-."),
+    axes, look = panels["accuracy"], LEARNER_LOOKS["FF"]
+    axes.plot(iterations, 100 * alone, label="one iteration alone", **look)
+    for method, name, color, style in (
+        ("predict", f"mean of iterations {first} to {last}", BLUE, ":"),
+        ("predict_one_pass", "one pass, the classifier", GREEN, "-."),
     ):
-        value = 100 * settling[key]
+        value = 100 * ff.accuracy(learner, images, labels, method)
         name += f": {value:.1f} %"
         axes.axhline(value, color=color, linestyle=style, label=name)
     axes.set(title="Accuracy, all layers summed", ylabel="accuracy, %")
     for axes in panels.values():
         add_legend(axes)
         axes.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0)
-        axes.set(xlabel="iteration", xlim=(0.5, iterations[-1] + 0.5))
+        axes.set(xlabel="iteration", xlim=(0.5, SHOWN_ITERATIONS + 0.5))
         axes.set_xticks(iterations)
         axes.grid(False, axis="x")
     figure.supxlabel(
@@ -422,27 +415,25 @@ def read_runs(paths):
     """
     if len({path.stem for path in paths}) < len(paths):
         raise ff.RunError("two files of the same name: each run counts once")
-    rows, of = {}, {}  # of: a file of each dataset
+    rows, first = {}, None
     for path in paths:
-        with ff.reading(path, "model", f"make one with {ff.MAKE_MODEL}") as arrays:
+        advice = f"make one with {ff.MAKE_MODEL}"
+        with ff.reading(path, "model", "config", advice) as arrays:
             dataset = json.loads(str(arrays["config"]))["arguments"]["dataset"]
-            there = {name: key for name, key in FULL_TEST.items() if key in arrays}
-            tested = {name: float(arrays[key]) for name, key in there.items()}
+            tested = {n: float(arrays[k]) for n, k in FULL_TEST.items() if k in arrays}
         if "FF" not in tested:
             raise ff.RunError(f"{path} was not made with --full-test")
-        of.setdefault(dataset, path)
+        if dataset != (first := first or dataset):
+            raise ff.RunError(f"{paths[0]} and {path} are of different data")
         row = rows.setdefault(re.sub(r"-\d+$", "", path.stem), {})
         for name, accuracy in tested.items():
             row.setdefault(name, []).append(100 * accuracy)
-    if len(of) > 1:
-        one, other, *_ = of.values()
-        raise ff.RunError(f"{one} and {other} are of different data")
     return dataset, rows
 
 
 def closing_the_gap(dataset, rows):
     """Test accuracies of FF and BP seed by seed, and their means; see read_runs()."""
-    title = f"Closing the gap: all {ff.N_TEST:,} test images"
+    title = "Closing the gap: all test images"
     figure = new_figure(title, dataset, 11, 1.9 + 0.55 * len(rows))
     axes = figure.subplots()
     for y, accuracies in enumerate(rows.values()):
@@ -453,14 +444,12 @@ def closing_the_gap(dataset, rows):
             at = y + 0.28 * (k - (len(means) - 1) / 2)  # no overlap
             axes.plot(mean, at, look["marker"], color=look["color"], ms=8, zorder=2)
             axes.plot(values, [at] * len(values), ".", color="0.2", ms=4, zorder=3)
-            end, side = (min(values), -1) if mean == min(means) else (max(values), 1)
-            place = {"xytext": (10 * side, 0), "textcoords": "offset points"}
-            place |= {
-                "ha": "right" if side < 0 else "left",
-                "va": "center",
-                "size": 10.5,
-            }
-            axes.annotate(f"{mean:.1f}", (end, at), color=look["color"], **place)
+            end, side, ha = min(values), -1, "right"
+            if mean > min(means):
+                end, side, ha = max(values), 1, "left"
+            place = {"xytext": (10 * side, 0), "textcoords": "offset points", "ha": ha}
+            text = {"color": look["color"], "size": 10.5, "va": "center"}
+            axes.annotate(f"{mean:.1f}", (end, at), **place, **text)
     for name, look in LEARNER_LOOKS.items():
         if any(name in accuracies for accuracies in rows.values()):
             look = look | {"linestyle": "none", "markersize": 8}
@@ -468,11 +457,11 @@ def closing_the_gap(dataset, rows):
     axes.plot([], [], ".", color="0.2", ms=4, label="one seed")
     axes.axvline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
+    # The first row is on top.
+    axes.set(xlabel="test accuracy, %", ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_xlabel("test accuracy, %")
     # Above the axes, where it can cover no point.
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5)
     return figure
@@ -482,16 +471,21 @@ def closing_the_gap(dataset, rows):
 
 
 def get_model(args, usual):
-    """The learners by name, arguments, arrays and data of a saved model, or of a new one.
-
-    usual: the arguments of a command line without flags
-    """
-    if not args.model.exists():
+    """The learners by name, arguments, arrays and data of a saved model, or of a new one;
+    usual: the arguments of a command line without flags."""
+    try:
+        learners, saved, arrays = ff.load_model(args.model)
+    except ff.NoFile:
         data = ff.load_data(args)
         ff.tell(f"{args.model} does not exist: training a model, which is not saved")
         learners, arrays = ff.run(args, data)
         return {learner.name: learner for learner in learners}, args, arrays, data
-    learners, saved, arrays = ff.load_model(args.model)
+    if saved.dataset not in ("auto", *DATA_NAMES):
+        raise ff.RunError(
+            f"{args.model} is of {saved.dataset}, which no script can load; with DATA, "
+            "its four arrays, and viz, this module, Python draws it: "
+            "viz.write_figures(viz.draw_model(*ff.load_model(FILE), DATA), FOLDER)"
+        )
     saved.cache_dir = args.cache_dir
     data = ff.load_data(saved)
     for name, theirs in ff.training_values(saved).items():
@@ -512,35 +506,48 @@ def measure_accuracies(learners, images, labels):
     return accuracies
 
 
-def print_accuracies(accuracies, labels):
+def print_accuracies(args, accuracies, labels):
     headings = "".join(f"{name + ' %':>14}" for name in accuracies)
     ff.tell(f"{'class':12}{'images':>8}{headings}")
     counts = [*np.bincount(labels, minlength=ff.N_CLASSES), len(labels)]
     columns = [[*by_class, overall] for by_class, overall in accuracies.values()]
-    for name, count, *values in zip([*ff.CLASSES, "all"], counts, *columns):
+    for name, count, *values in zip([*args.classes, "all"], counts, *columns):
         row = "".join(f"{100 * value:14.1f}" for value in values)
         ff.tell(f"{name:12}{count:8}" + row.replace("nan", "  -"))
 
 
-def draw_model(args, usual):
-    """The dataset of a model, and its figures by name."""
-    learners, trained, arrays, (_, _, test_x, test_y) = get_model(args, usual)
-    images, labels = (a[: args.per_class_test_subset] for a in (test_x, test_y))
-    accuracies = measure_accuracies(learners, images, labels)
-    print_accuracies(accuracies, labels)
-    layer_0 = learners["FF"].layers[0]
+def draw_model(learners, args, arrays, data, n_images=ff.N_TEST):
+    """The figures of a model, {name: function that draws it}; prints its accuracies.
+
+    learners, args, arrays: of ff.load_model(); data: the model's, as of ff.load_data();
+    n_images: test images that are looked at, the first ones
+    """
+    train_x, _, test_x, test_y = data
+    images, labels = test_x[:n_images], test_y[:n_images]
+    accuracies, FF = measure_accuracies(learners, images, labels), learners["FF"]
+    print_accuracies(args, accuracies, labels)
+    counts = len(train_x[: args.train_subset]), len(test_x[: args.eval_subset])
     figures = {
-        "example_images": example_images(trained, test_x, test_y),
-        "example_label_encoded": example_label_encoded(trained, test_x[0], test_y[0]),
-        "receptive_fields_layer0": receptive_fields(trained, layer_0),
-        "per_class_accuracy": per_class_accuracy(trained, accuracies, len(labels)),
-        "ff_vs_bp_curves": curves(trained, arrays),
+        "example_images": (example_images, test_x, test_y),
+        "example_label_encoded": (example_label_encoded, test_x[0], test_y[0]),
+        "receptive_fields_layer0": (receptive_fields, FF.layers[0]),
+        "per_class_accuracy": (per_class_accuracy, accuracies, len(labels)),
+        "ff_vs_bp_curves": (curves, arrays, *counts),
     }
-    if trained.recipe == "recurrent":
-        images, labels = images[:SETTLING_IMAGES], labels[:SETTLING_IMAGES]
-        settling = settle(learners["FF"], images, labels)
-        figures["recurrent"] = recurrent(trained, settling, len(labels))
-    return trained.dataset, figures
+    if args.recipe == "recurrent":
+        few = images[:SETTLING_IMAGES], labels[:SETTLING_IMAGES]
+        figures["recurrent"] = (recurrent, FF, *few)
+    return {name: partial(draw, args, *of) for name, (draw, *of) in figures.items()}
+
+
+def write_figures(figures, outdir):
+    """Draw figures, {name: function that draws it}, into a folder that exists."""
+    # "default": the user's own settings must not change the figures.
+    with matplotlib.style.context(["default", STYLE]):
+        for name, draw in figures.items():
+            path = Path(outdir, f"{name}.png")
+            if ff.write_whole(path, partial(draw().savefig, format="png"), keep=True):
+                ff.tell(f"wrote {path}")
 
 
 def main():
@@ -564,36 +571,29 @@ def main():
     parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
     ff.add_training_flags(parser)
     parser.set_defaults(bp_baseline=True)
-    args, usual = ff.parse(parser), ff.parse(parser, [])
-    if args.runs or args.receptive_fields:
-        for name, value in vars(usual).items():
-            own = name in ("runs", "receptive_fields", "outdir")
-            if not own and getattr(args, name) != value:
-                parser.error(f"--{name.replace('_', '-')} goes with --model alone")
+    usual, args = ff.parse(parser, []), ff.parse(parser)
+    own = {name: vars(args)[name] for name in ("runs", "receptive_fields", "outdir")}
+    if (args.runs or args.receptive_fields) and vars(args) != vars(usual) | own:
+        parser.error("--runs and --receptive-fields go with --outdir alone")
     try:
         args.outdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=args.outdir):
-            pass
+        tempfile.TemporaryFile(dir=args.outdir).close()
     except OSError as error:
         parser.error(f"--outdir {args.outdir}: {error.strerror or error}")
 
-    # "default": the user's own settings must not change the figures.
-    with matplotlib.style.context(["default", STYLE]):
-        if args.runs:
-            dataset, rows = read_runs(args.runs)
-            figures = {"closing_the_gap": closing_the_gap(dataset, rows)}
-        elif path := args.receptive_fields:
-            learners, trained, _ = ff.load_model(path)
-            dataset, layer_0 = trained.dataset, learners["FF"].layers[0]
-            figure = receptive_fields(trained, layer_0)
-            figures = {f"receptive_fields_{path.stem}": figure}
-        else:
-            dataset, figures = draw_model(args, usual)
-        ff.TAG = "" if dataset == "cifar10" else "[synthetic] "
-        for name, figure in figures.items():
-            path = args.outdir / f"{name}.png"
-            ff.write_whole(path, partial(figure.savefig, format="png"))
-            ff.tell(f"wrote {path}")
+    if args.runs:
+        dataset, rows = read_runs(args.runs)
+        figures = {"closing_the_gap": partial(closing_the_gap, dataset, rows)}
+    elif path := args.receptive_fields:
+        learners, trained, _ = ff.load_model(path)
+        draw = partial(receptive_fields, trained, learners["FF"].layers[0])
+        dataset, figures = trained.dataset, {f"receptive_fields_{path.stem}": draw}
+    else:
+        learners, trained, *others = get_model(args, usual)
+        figures = draw_model(learners, trained, *others, args.per_class_test_subset)
+        dataset = trained.dataset
+    ff.TAG = "[synthetic] " if dataset == "synthetic" else ""
+    write_figures(figures, args.outdir)
 
 
 if __name__ == "__main__":
