@@ -8,17 +8,16 @@
     uv run --with jax tests/benchmark.py
 
 Both work on the same images in one process; times are medians. "plain" is what one
-writes first: im2col, one matmul with the positions as its batch axis, separate positive
-and negative passes, Adam with temporaries, ten forward passes to predict. Its matrix
-products are too small for a BLAS library to share out to threads, so that one BLAS
-thread is no handicap.
+writes first: im2col, one matmul with the positions as its batch axis, a forward
+computation for each pass, Adam with temporaries. Its matrix products are too small for
+a BLAS library to share out to threads, so that one BLAS thread is no handicap.
 
-Where JAX is installed, a further column has the same steps and predictions in jitted
-JAX (tests/jax_peer.py) on as many threads, and without compilation. It is first held to
-what the module computes, see hold_to_ours().
+Where JAX is installed, a further column has the same in jitted JAX (tests/jax_peer.py)
+on as many threads, without compilation, and first held to what the module computes.
 """
 
 import argparse
+import copy
 import importlib.metadata
 import importlib.util
 import os
@@ -38,12 +37,14 @@ import plain
 import ff_cifar_locally_connected as ff
 
 B, EPOCH, EPOCHS, EVALUATED = 64, 10_000, 10, 1000  # the headline's numbers
+STEPS, PREDICTIONS = EPOCHS * -(-EPOCH // B), EPOCHS * 2 * EVALUATED + 10_000
 ROWS = {  # steps of FF and BP, for each recipe
     "headline": ("FF training step, batch of 64", "BP training step, batch of 64"),
     "one-layer": ("FF step, all ten labels (2)", "BP step on the same stack"),
     "recurrent": ("recurrent FF step (3)",),
 }
-PREDICTIONS = "FF prediction per image", "BP prediction per image"
+PREDICTION_ROWS = "FF prediction per image", "BP prediction per image"
+RATIOS = "FF step / BP step", "all ten labels / BP, same stack"
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
 
@@ -73,22 +74,20 @@ def measure(recipe, batch):
         import jax_peer
 
         peers = jax_peer.make_learners(learners, args)
+    others = np.arange(1, 10 if args.negatives == "all" else 2)[:, None]
 
     def plain_step(learner):
         images, labels = batch()
-        wrong = np.arange(1, 10 if args.negatives == "all" else 2)[:, None]
-        backprop = isinstance(learner, plain.Backprop)
-        learner.train_step(images, labels, *[] if backprop else [(labels + wrong) % 10])
+        negatives = (labels + others) % 10
+        is_bp = isinstance(learner, plain.Backprop)
+        learner.train_step(images, labels, *[] if is_bp else [negatives])
 
     def jax_step(learner):
         images, labels = batch()
         learner.train_step(images, np.stack([labels, (labels + 1) % 10]))
 
     for i, (ours, peer) in enumerate(zip(learners, peers)):
-        theirs, images = (
-            plain.twin(ours, ours.adam.learning_rate, np.float32),
-            batch()[0],
-        )
+        theirs = plain.twin(ours, ours.adam.learning_rate, np.float32)
         steps = {"plain": partial(plain_step, theirs)}
         steps["ours"] = lambda ours=ours: ours.train_step(*batch())
         predictions = {"plain": theirs.predict, "ours": ours.predict}
@@ -97,31 +96,27 @@ def measure(recipe, batch):
             steps["JAX"], predictions["JAX"] = partial(jax_step, peer), peer.scores
         times[ROWS[recipe][i]] = in_turn(steps)
         if recipe == "headline":
+            images, _ = batch()
             works = {k: partial(work, images) for k, work in predictions.items()}
-            times[PREDICTIONS[i]] = {k: t / B for k, t in in_turn(works).items()}
+            times[PREDICTION_ROWS[i]] = {k: t / B for k, t in in_turn(works).items()}
     return times
 
 
 def hold_to_ours(peer, ours, batches, what):
-    """End the program where JAX does not compute what the module does, on `batches`.
+    """End the program where JAX does not compute what the module does.
 
-    Both take a step on each, and score the last. The losses, and the scores less their
+    Both take a step on each of the batches, and score the last. The scores less their
     mean, which decides nothing, may differ by 1 %, sum of absolute values by sum.
     """
-    found, wanted = [], []
     for images, labels in batches:
-        rng = ours.generators["negatives"]
-        state = rng.bit_generator.state  # as ours will draw them
-        wrong = ff.wrong_labels(labels, rng)
-        rng.bit_generator.state = state
-        found.append(peer.train_step(images, np.stack([labels, wrong])))
-        wanted.append(next(iter(ours.train_step(images, labels).values())).sum())
+        rng = copy.deepcopy(ours.generators["negatives"])  # as ours will draw them
+        peer.train_step(images, np.stack([labels, ff.wrong_labels(labels, rng)]))
+        ours.train_step(images, labels)
     ours = ours.forward(images)[2] if ours.name == "BP" else ours.label_scores(images)
-    scores = (x - x.mean(axis=0) for x in (peer.scores(images), ours))
-    for f, w in np.array([found, wanted]), scores:
-        error = np.abs(f - w).sum() / np.abs(w).sum()
-        if not error <= 0.01:
-            sys.exit(f"benchmark.py: {what}: JAX is {error:.1%} off")
+    found, wanted = (x - x.mean(axis=0) for x in (peer.scores(images), ours))
+    error = np.abs(found - wanted).sum() / np.abs(wanted).sum()
+    if not error <= 0.01:
+        sys.exit(f"benchmark.py: {what}: JAX is {error:.1%} off")
 
 
 def choose_dataset():
@@ -148,8 +143,7 @@ def headline(dataset):
         if status:
             sys.exit("benchmark.py: the headline command failed")
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, KiB here
-        whole, first = time.perf_counter() - start, rows[0] - start
-        return whole, first, usage.ru_maxrss / unit
+        return time.perf_counter() - start, rows[0] - start, usage.ru_maxrss / unit
 
 
 def main():
@@ -158,7 +152,7 @@ def main():
     for name, version in ff.versions().items():
         print(f"{name}: {version}")
     # First, as a process's peak begins with that of the one it is started from.
-    dataset, rng = choose_dataset(), np.random.default_rng(0)
+    dataset, rng, times = choose_dataset(), np.random.default_rng(0), {}
     whole, first_row, peak = headline(dataset)
     args = ff.training_arguments(dataset=dataset)
     pool, pool_labels = (array[:EPOCH] for array in ff.load_data(args)[:2])
@@ -167,7 +161,6 @@ def main():
         chosen = rng.choice(EPOCH, B, replace=False)
         return pool[chosen], pool_labels[chosen]
 
-    times = {}
     for recipe in ROWS:
         times |= measure(recipe, batch)
     print(f"{'':40}{'plain':>10}{'ours':>10}{'ratio':>8}" + f"{'JAX':>10}" * HAS_JAX)
@@ -178,22 +171,16 @@ def main():
     for name, t in times.items():
         more = f"{1e3 * t['JAX']:10.3f}" if "JAX" in t else ""
         row(f"{name}, ms", 1e3 * t["plain"], 1e3 * t["ours"], more)
-    headline_steps, predicted = ROWS["headline"], EPOCHS * 2 * EVALUATED + 10_000
-    steps = EPOCHS * -(-EPOCH // B)
-    plain_whole = steps * sum(times[name]["plain"] for name in headline_steps)
-    plain_whole += predicted * sum(times[name]["plain"] for name in PREDICTIONS)
-    row(f"headline command (1) on {dataset}, s", plain_whole, whole)
-    for name, recipe in (
-        ("FF step / BP step", "headline"),
-        ("all ten labels / BP, same stack", "one-layer"),
-    ):
+    computed = STEPS * sum(times[name]["plain"] for name in ROWS["headline"])
+    computed += PREDICTIONS * sum(times[name]["plain"] for name in PREDICTION_ROWS)
+    row(f"headline command (1) on {dataset}, s", computed, whole)
+    for name, recipe in zip(RATIOS, ROWS):
         a, b = (times[name] for name in ROWS[recipe])
-        ratios = (f"{a[k] / b[k]:10.2f}" for k in ("plain", "ours"))
-        print(f"{name:40}" + "".join(ratios))
+        print(f"{name:40}" + "".join(f"{a[k] / b[k]:10.2f}" for k in ("plain", "ours")))
     print(f"{'headline command, peak memory, MB':50}{peak:10.0f}")
     print(f"{'  to the row of its first epoch, s':50}{first_row:10.2f}")
     print(
-        f"""(1) plain: computed, {steps} steps and {predicted:,} predictions of each learner
+        f"""(1) plain: computed, {STEPS} steps and {PREDICTIONS:,} predictions of each learner
 (2) one layer of 8 channels, label weights: the learner of --recipe one-layer
 (3) two layers, {ff.ITERATIONS} iterations, true and wrong label"""
     )

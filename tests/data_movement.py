@@ -12,13 +12,12 @@ the length of the wire to it, were the memory laid out in the plane around the
 processor. Writes and arithmetic are free. There is no cache size to choose: what was
 used a short while ago is cheap, and what waited for long is dear.
 
-The table has the second step of each learner as its code runs, and FF's headline in
-another order too; in about two minutes. With --steps, it is the price of as many steps
-as FF and BP need to be equally good. Some of the table:
+The table, in about two minutes, has the second step of each learner as its code runs,
+and FF's headline in another order too; with --steps, it is the price of as many steps
+as FF and BP need to be equally good. Some of it:
 
     price for an image, 10^9          batch       FF       BP          FF/BP
     headline                             64    6.046    5.957    0.983-1.015
-    headline, layer by layer             64    5.795    5.957    0.968-0.973
     one layer, ten labels                64    5.044    3.660    1.378-1.458
     recurrent network                    64   44.633    8.089    5.185-5.518
 """
@@ -49,56 +48,24 @@ from matplotlib.figure import Figure
 import visualize_ff_cifar_locally_connected as viz
 
 # -------------------------------------------------------------------- the price
+# An operation on arrays counts as a program of single words: it reads its operands one
+# after the other, each whole and word by word, and then pushes the words of its results.
+#
+# A block is words that are always read and made together, in one order. It stays
+# together on the stack, the first word lowest. Under D other words, the first of n lies
+# at depth D + n; when it moves to the top, the next lies at D + n, and so do all. At the
+# last read words leave instead: their depths are D + n, D + n - 1, ..., D + 1.
+
+WORDS = 4, 1  # bytes
 
 
-class Stack:
-    """The values that are alive, the most recently used on top.
+class Program(NamedTuple):
+    """What was recorded."""
 
-    A Fenwick tree over the times of use holds at each time the words of the value that
-    was last used then: how many words lie above a value is a sum over later times, which
-    it gives in O(log n) for n uses in all.
-
-    operations: (values made, values read) each; every value is made once
-    size: {value: words}; one word for all others
-    evict: a value leaves at its last read, and an unused one at once; else all stay
-    results: the values that stay alive
-    """
-
-    def __init__(self, operations, size, evict, results=()):
-        self.size, self.evict = size, evict
-        self.reads_left = Counter(v for _, read in operations for v in read)
-        uses = self.reads_left.total() + sum(len(made) for made, _ in operations)
-        self.reads_left.update(results)  # by a reader who never comes
-        self.tree = [0] * (uses + 1)
-        self.time, self.words, self.last_use = 0, 0, {}
-
-    def _add(self, time, words):
-        self.words += words
-        while time < len(self.tree):
-            self.tree[time] += words
-            time += time & -time
-
-    def push(self, value):
-        """Put a value on top, if anybody will read it."""
-        if self.reads_left[value] or not self.evict:
-            self.time += 1
-            self.last_use[value] = self.time
-            self._add(self.time, self.size.get(value, 1))
-
-    def above(self, value):
-        """How many words lie above a value."""
-        time, below = self.last_use[value], 0
-        while time:
-            below += self.tree[time]
-            time -= time & -time
-        return self.words - below
-
-    def use(self, value):
-        """Read a value: it moves to the top, or leaves, and then this is True."""
-        self._add(self.last_use.pop(value), -self.size.get(value, 1))
-        self.reads_left[value] -= 1
-        self.push(value)
-        return value not in self.last_use
+    operations: list  # (blocks made, blocks read), blocks being numbers, each made once
+    sizes: list  # of each block, in words
+    starts: list  # the first operation of each step, and how many there are in all
+    rounds: list  # the first operation of each round over the pieces of a layer
 
 
 def bytes_price(n):
@@ -108,68 +75,51 @@ def bytes_price(n):
     return m * (6 * n - 2 * m**2 + 3 * m - 1) // 6
 
 
-def words_price(above, n, word=1):
+def words_price(above, n, word):
     """The price of n words of `word` bytes, each of them once, under `above` words."""
     return bytes_price(word * (above + n)) - bytes_price(word * above)
 
 
-def cost(arguments, operations, results, word=1, evict=True):
-    """The price of a program whose values are words of `word` bytes.
+def cost(program, stay=False):
+    """The price of the second step of a program, for each size of words in WORDS.
 
-    arguments: lists of hashable values that are there at the start, the first list on
-        top, and of each list the last value
-    operations: (values made, values read) in order. All operands are priced before any
-        moves; then they move to the top in order, or leave, and then what is made is
-        pushed.
-    results: the values that stay alive to the end
-    evict: dead values leave the stack; else every value stays
+    The first leaves the stack as it is, and those behind are readers for whom values
+    stay. What nobody will read leaves the stack, unless all stay.
     """
-    values = [value for argument in reversed(arguments) for value in argument]
-    operations = [(values, []), *operations]
-    stack, depths = Stack(operations, {}, evict, results), []
-    for made, operands in operations:
-        depths += [stack.above(value) for value in operands]
-        for value in operands:
-            stack.use(value)
-        for value in made:
-            stack.push(value)
-    return int(words_price(np.array(depths, np.int64), 1, word).sum())
+    operations, sizes, (_, start, end, *_), _ = program
+    reads_left = Counter(block for _, read in operations for block in read)
+    # The stack: at each time of use, the words of the block that was last used then.
+    stack = np.zeros(reads_left.total() + len(sizes), np.int64)
+    now, last_use, reads = 0, {}, []
 
+    def push(block):
+        nonlocal now
+        if reads_left[block] or stay:
+            stack[now], last_use[block] = sizes[block], now
+            now += 1
 
-# Blocks. An operation on arrays is taken as a program of single words that reads its
-# operands one after the other, each whole and word by word in order, and then pushes the
-# words of its results in order.
-#
-# A block whose words are always read and made together, in one order, stays together on
-# the stack, the first word lowest. Under D other words, the first of n lies at depth
-# D + n. When it is read and moves to the top, the next lies at D + n, and so do all. At
-# the last read words leave instead: their depths are D + n, D + n - 1, ..., D + 1.
-
-
-def cost_blocks(operations, sizes, words=(1,), evict=True, part=slice(None)):
-    """The price of a part of a program of blocks, for each size of words, in bytes.
-
-    As cost() of its single words. operations: (blocks made, blocks read); sizes: words
-    of each block; part: the operations that are priced. Those before leave the stack as
-    it is, and those behind are readers for whom values stay.
-    """
-    stack, reads = Stack(operations, sizes, evict), []
-    priced = range(len(operations))[part]
-    for i, (made, operands) in enumerate(operations[: priced.stop]):
-        for block in operands:
-            if i < priced.start:
-                stack.use(block)
-            else:
-                reads.append((stack.above(block), sizes[block], stack.use(block)))
+    for i, (made, read) in enumerate(operations[:end]):
+        for block in read:
+            used = last_use.pop(block)
+            reads_left[block] -= 1
+            if i >= start:
+                above = stack[used + 1 : now].sum()
+                reads.append((above, sizes[block], reads_left[block] or stay))
+            stack[used] = 0
+            push(block)
         for block in made:
-            stack.push(block)
-    above, size, last = np.array(reads, np.int64).reshape(-1, 3).T
+            push(block)
+    above, n, stays = np.array(reads, np.int64).reshape(-1, 3).T
     found = []
-    for word in words:
-        lowest = words_price(above + size - 1, 1, word)
-        price = np.where(last, words_price(above, size, word), size * lowest)
-        found.append(int(price.sum()))
+    for word in WORDS:
+        lowest = words_price(above + n - 1, 1, word)
+        found.append(np.where(stays, n * lowest, words_price(above, n, word)).sum())
     return found
+
+
+def prices(program):
+    """cost(), where dead values leave the stack, and where they stay."""
+    return np.array(cost(program) + cost(program, stay=True))
 
 
 # ----------------------------------------------------------------- the recorder
@@ -183,11 +133,11 @@ def cost_blocks(operations, sizes, words=(1,), evict=True, part=slice(None)):
 #   itself (the windows of im2col), it is one operation for each index of the first axes,
 #   as many as it takes until no part overlaps itself.
 # - np.stack is one operation for each array that it joins.
-# - To choose words of an array by other arrays, in a[i], reads all of it; to write to
-#   chosen words reads and writes all of it.
+# - To choose words by other arrays, in a[i], reads all of a; to write to them reads and
+#   writes all of it.
 # - What is written is a new value: the one that was there is gone.
-# - A word is a number of an array, whatever its type. Left out are scalars and the arrays
-#   that choose.
+# - A word is a number of an array, whatever its type. Scalars and arrays that choose are
+#   left out.
 
 
 def root(array):
@@ -241,7 +191,7 @@ def unseen(value):
 
 
 def seen(result):
-    """A result as an array that the recorder sees, if it is an array."""
+    """A result that the recorder sees, if it is an array."""
     is_array = isinstance(result, np.ndarray) and result.ndim
     return result.view(Recorded) if is_array else result
 
@@ -251,16 +201,15 @@ class Recorded(np.ndarray):
 
     recorder = None
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        if out is not None:
-            options["out"] = unseen(out)
-        result = getattr(ufunc, method)(*unseen(inputs), **options)
-        self.recorder.note(inputs, result, product=ufunc is np.matmul)
-        return seen(result) if out is None else out[0]
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(None,), **options):
+        function = ufunc if method == "__call__" else getattr(ufunc, method)
+        return recorded(function)(*inputs, out=out[0], **options)
 
     def __getitem__(self, key):
         result = unseen(self)[unseen(key)]
-        return self.recorder.copied(self, result) if np.ndim(result) else result
+        if np.ndim(result) and root(result) is not root(self):  # chosen words
+            self.recorder.note(self, result)
+        return seen(result)
 
     def __setitem__(self, key, value):
         target = unseen(self)[unseen(key)]
@@ -276,15 +225,16 @@ def recorded(function):
     """A function of numpy, or a method of arrays, that tells the recorder."""
 
     def call(*args, **options):
-        result = function(*unseen(args), **unseen(options))
-        if options.get("out") is not None:  # written in place, so never a view
-            Recorded.recorder.note(args, result)
-            return options["out"]
-        if function is not np.stack or options:
-            return Recorded.recorder.copied(args, result)
-        for array, part in zip(args[0], result):
-            Recorded.recorder.note(array, part)
-        return seen(result)
+        result, out = function(*unseen(args), **unseen(options)), options.get("out")
+        note, is_product = Recorded.recorder.note, function is np.matmul
+        if function is np.stack and not options:
+            for array, part in zip(args[0], result):
+                note(array, part)
+        elif out is not None:
+            note(args, result, is_product)
+        elif not any(root(array) is root(result) for array in arrays_in(args)):
+            note(args, result, is_product)  # which is no view
+        return seen(result) if out is None else out
 
     return call
 
@@ -313,17 +263,8 @@ class RecordedNumpy:
         return recorded(found)
 
 
-class Program(NamedTuple):
-    """What was recorded, as cost_blocks() takes it."""
-
-    operations: list  # (values made, values read), values being numbers
-    sizes: dict  # of each value, in words
-    starts: list  # the first operation of each step, and how many there are in all
-    pieces: list  # the first operation of each round over the pieces of a layer
-
-
 class Recorder:
-    """Notes the operations on Recorded arrays as (keys written, keys read).
+    """Notes the operations on Recorded arrays, as (keys written, keys read).
 
     A key stands for words: (buffer, offset, length of runs, axes), see axes(), the same
     for arrays of the same words. A buffer is the number of a piece of memory that is not
@@ -331,9 +272,12 @@ class Recorder:
     """
 
     def __init__(self):
-        self.operations, self.starts, self.pieces, self.on = [], [], [], False
+        self.operations, self.starts, self.rounds = [], [], []
         self.sizes = []  # of each buffer, in words
         self.buffers = {}  # by address, as long as they live: a weak reference, number
+
+    def keys(self, value):
+        return [*map(self.key, arrays_in(value))]
 
     def key(self, array):
         """That of an array. A buffer that was freed is another when it comes back."""
@@ -346,83 +290,65 @@ class Recorder:
         outer, run = axes(array)
         return self.buffers[start][1], (here - start) // array.itemsize, run, *outer
 
-    def keys(self, value):
-        return [*map(self.key, arrays_in(value))]
+    def begin_step(self, images):
+        """The images, seen: they have just come in, and what follows is a new step."""
+        self.starts.append(len(self.operations))
+        self.note((), images)
+        return seen(images)
 
-    def copied(self, operands, result):
-        """Note that operands were read for a result, unless it is a view of one."""
-        if not any(root(array) is root(result) for array in arrays_in(operands)):
-            self.note(operands, result)
-        return seen(result)
-
-    def note(self, operands, result, product=False):
-        """Note that operands were read, and a result written: arrays, nested or not.
-
-        product: of stacks of matrices
-        """
+    def note(self, operands, result, is_product=False):
+        """Note, after the first begin_step(), that operands were read and a result written:
+        arrays, nested or not; is_product: of stacks of matrices."""
         operands, result = arrays_in(operands), arrays_in(result)
-        if not self.on or not (operands or result):
+        if not self.starts or not (operands or result):
             return
-        stack = result[0].shape[:-2] if product else ()
-        if product:
+        stack = result[0].shape[:-2] if is_product else ()
+        if is_product:
             operands = [np.broadcast_to(a, stack + a.shape[-2:]) for a in operands]
         elif any(map(overlaps_itself, operands)):
             operands = [np.broadcast_to(a, result[0].shape) for a in operands]
+        self.split(result, operands, len(stack))
 
-        def split(result, operands, depth):  # along the first axes, `depth` or more
-            if depth > 0 or any(map(overlaps_itself, operands)):
-                for i in range(len(result[0])):
-                    split([a[i] for a in result], [a[i] for a in operands], depth - 1)
-            else:
-                keys = self.keys(result), [*dict.fromkeys(self.keys(operands))]
-                self.operations.append(keys)
-
-        split(result, operands, len(stack))
-
-    def begin_step(self, images):
-        """The images, seen: they have just come in, and what follows is a new step."""
-        self.on = True
-        self.starts.append(len(self.operations))
-        return self.copied((), images)
-
-    def in_pieces(self, in_pieces, work):
-        """A layer's in_pieces(work); and mark where it begins."""
-        self.pieces.append(len(self.operations))
-        in_pieces(work)
+    def split(self, result, operands, depth):
+        """Note one operation for each index of the first axes, `depth` of them or more."""
+        if depth > 0 or any(map(overlaps_itself, operands)):
+            for i in range(len(result[0])):
+                self.split([a[i] for a in result], [a[i] for a in operands], depth - 1)
+        else:
+            self.operations.append((self.keys(result), self.keys(operands)))
 
     def program(self):
-        """The Program that was noted, each value one of a block.
+        """The Program that was noted. What is written makes its blocks anew.
 
         Two words of a buffer are in one block if no operation took only one of them.
         """
         keys = {}
         for key in itertools.chain(*itertools.chain(*self.operations)):
             keys.setdefault(key[0], {})[key] = None
-        blocks, words = {}, []
+        places, words = {}, []
         for buffer, its_keys in keys.items():
             parts, its_words = split_buffer(self.sizes[buffer], its_keys)
-            blocks |= {key: (len(words) + p).tolist() for key, p in parts.items()}
+            places |= {key: (len(words) + p).tolist() for key, p in parts.items()}
             words += its_words
-        operations, sizes, value, moved = [], {}, {}, []
+        operations, sizes, block = [], [], {}  # the block that is at each place
 
         def of(keys):
-            return dict.fromkeys(block for key in keys for block in blocks[key])
+            return dict.fromkeys(place for key in keys for place in places[key])
 
         def make(made):
-            for block in made:
-                value[block] = len(sizes)
-                sizes[value[block]] = words[block]
-            return [value[block] for block in made]
+            for place in made:
+                block[place] = len(sizes)
+                sizes.append(words[place])
+            return [block[place] for place in made]
 
         for written, read in self.operations:
-            moved.append(len(operations))
-            # A constant, or what the first step finds: it comes in here.
-            if new := [block for block in of(read) if block not in value]:
-                operations.append((make(new), []))
-            read = [value[block] for block in of(read)]
+            # A constant, or what the first step finds, comes in where it is first read.
+            new = [place for place in of(read) if place not in block]
+            operations.append((make(new), []))
+            read = [block[place] for place in of(read)]
             operations.append((make(of(written)), read))
-        starts = [*(moved[i] for i in self.starts), len(operations)]
-        return Program(operations, sizes, starts, [moved[i] for i in self.pieces])
+        starts = [*(2 * i for i in self.starts), len(operations)]
+        return Program(operations, sizes, starts, [2 * i for i in self.rounds])
 
 
 def words_at(key, unit):
@@ -441,8 +367,7 @@ def split_buffer(size, keys):
     """
     unit = size  # no key tears so many words apart
     for _, offset, run, *outer in keys:
-        strides = [stride for stride, _ in outer]
-        unit = math.gcd(unit, offset, run, *strides)
+        unit = math.gcd(unit, offset, run, *(stride for stride, _ in outer))
     # Two words are in one block if the same keys take them: if random numbers, one for
     # each key, have the same sum, by chance once in 2**64.
     rng, sums = np.random.default_rng(0), np.zeros(size // unit, np.uint64)
@@ -461,16 +386,21 @@ def recording():
 
     Arrays that are made in it are recorded: learners must be, too.
     """
-    recorder = Recorder()
+    recorder, in_pieces = Recorder(), ff.Layer.in_pieces
+
+    def in_marked_pieces(layer, work):
+        recorder.rounds.append(len(recorder.operations))
+        in_pieces(layer, work)
+
     with (
         patch.object(Recorded, "recorder", recorder),
         patch.object(ff, "np", RecordedNumpy()),
         patch.object(plain, "np", RecordedNumpy()),
         patch.object(ff, "THREADS", 1),
         patch.object(ff, "_local", threading.local()),
+        patch.object(ff.Layer, "in_pieces", in_marked_pieces),
     ):
         yield recorder
-    recorder.on = False
 
 
 # -------------------------------------------------------------------- the table
@@ -483,42 +413,28 @@ ROWS = {  # what is compared: the name of its row
     "textbook": "textbook order of loops",
     "recurrent": "recurrent network",
 }
-WORDS = 4, 1  # bytes
 
 
-def make_learner(name, row):
-    """FF or BP: of plain.py, if "textbook"; else of the training module."""
-    recipe = "headline" if row == "textbook" else row
-    args = ff.training_arguments(recipe, bp_baseline=True)
-    ours = ff.make_learners(args)[name == "BP"]
-    if row != "textbook":
-        return ours
-    layers = [
-        plain.Layer(field=layer.field, dtype=np.float32, **layer.get_weights())
-        for layer in ours.layers
-    ]
-    if name == "FF":
-        return plain.ForwardForward(layers, args.lr, np.float32)
-    readout = [parameter.value for parameter in ours.readout.values()]
-    return plain.Backprop(layers, *readout, args.lr, np.float32)
+def train(name, row, batch, work="train_step"):
+    """FF or BP after STEPS steps, or calls of another method `work` on images.
 
-
-def train(name, row, batch, work="train_step", recorder=None):
-    """A learner after STEPS steps, or calls of another method `work` on images.
-
-    They are noise, as what is read does not depend on pixels.
+    It is the learner of the training module, or of plain.py, if "textbook". Images are
+    noise, as what is read does not depend on pixels.
     """
-    learner, rng = make_learner(name, row), np.random.default_rng(0)
-    if recorder and (name, row) == ("FF", "headline"):
-        for layer in learner.layers:
-            layer.in_pieces = partial(recorder.in_pieces, layer.in_pieces)
+    textbook, rng = row == "textbook", np.random.default_rng(0)
+    recipe = "headline" if textbook else row
+    args = ff.training_arguments(recipe, bp_baseline=True)
+    learner = ff.make_learners(args)[name == "BP"]
+    if textbook:
+        learner = plain.twin(learner, args.lr, np.float32)
     for _ in range(STEPS):
         images = rng.integers(0, 256, (batch, *ff.IMAGE_SHAPE), np.uint8)
         labels = rng.integers(0, 10, batch, np.uint8)
         others = [labels] if work == "train_step" else []
-        if others and isinstance(learner, plain.ForwardForward):
+        if others and textbook and name == "FF":
             others.append([ff.wrong_labels(labels, rng)])
-        images = recorder.begin_step(images) if recorder else images
+        if Recorded.recorder:
+            images = Recorded.recorder.begin_step(images)
         getattr(learner, work)(images, *others)
     return learner
 
@@ -526,7 +442,7 @@ def train(name, row, batch, work="train_step", recorder=None):
 def record(*arguments):
     """The Program of train(*arguments)."""
     with recording() as recorder:
-        train(*arguments, recorder=recorder)
+        train(*arguments)
         return recorder.program()
 
 
@@ -548,7 +464,7 @@ def layer_by_layer(program):
 
     for start, end in itertools.pairwise(program.starts):
         # Every layer goes forward, in pieces, and then every layer is updated.
-        _, *cuts = (i for i in program.pieces if start <= i < end)
+        _, *cuts = (i for i in program.rounds if start <= i < end)
         parts = [range(*span) for span in itertools.pairwise([start, *cuts, end])]
         half = len(parts) // 2
         for part in itertools.chain(*zip(parts[:half], parts[half:], strict=True)):
@@ -557,35 +473,28 @@ def layer_by_layer(program):
     return program._replace(operations=[*order.values()])
 
 
-def prices(program):
-    """The price of the second step for WORDS: dead values leave the stack, or stay."""
-    operations, sizes, starts, _ = program
-    second = slice(*starts[1:3])
-    leave, stay = (
-        cost_blocks(operations, sizes, WORDS, evict, second) for evict in (True, False)
-    )
-    return np.array(leave + stay)
-
-
 def make_table():
-    """{(name of a row, batch): prices() for an image, of FF and of BP (2, 4)}."""
+    """{name of a row: for each of BATCHES, or the first, FF's and BP's prices() (2, 4)}.
+
+    They are those for an image.
+    """
     table = {}
 
     def enter(name, batch, *programs):
         ff.show_progress(f"{name}, batch {batch}")
-        table[name, batch] = np.array([*map(prices, programs)]) / batch
+        found = np.array([*map(prices, programs)]) / batch
+        table.setdefault(name, []).append(found)
 
     for (row, name), batch in itertools.product(ROWS.items(), BATCHES):
-        programs = [record(who, row, batch) for who in ("FF", "BP")]
-        enter(name, batch, *programs)
+        FF, BP = (record(who, row, batch) for who in ("FF", "BP"))
+        enter(name, batch, FF, BP)
         if row == "headline":
-            programs[0] = layer_by_layer(programs[0])
-            enter(f"{name}, layer by layer", batch, *programs)
+            enter(f"{name}, layer by layer", batch, layer_by_layer(FF), BP)
     for row, name in ROWS.items():
-        programs = [record(who, row, 1, "predict") for who in ("FF", "BP")]
-        enter(f"to predict: {name}", 1, *programs)
-    programs[0] = record("FF", "recurrent", 1, "predict_one_pass")
-    enter("to predict: in one pass", 1, *programs)
+        FF, BP = (record(who, row, BATCHES[0], "predict") for who in ("FF", "BP"))
+        enter(f"to predict: {name}", BATCHES[0], FF, BP)
+    FF = record("FF", "recurrent", BATCHES[0], "predict_one_pass")
+    enter("to predict: in one pass", BATCHES[0], FF, BP)
     ff.show_progress("")
     return table
 
@@ -605,9 +514,8 @@ textbook: tests/plain.py; recurrent: BP has the same stack without top-down weig
 
 def print_table(table):
     print(f"{'price for an image, 10^9':34}{'batch':>5}{'FF':>9}{'BP':>9}{'FF/BP':>15}")
-    for name in dict.fromkeys(name for name, _ in table):
-        for batch in (batch for row, batch in table if row == name):
-            found = table[name, batch]
+    for name, rows in table.items():
+        for batch, found in zip(BATCHES, rows):
             FF, BP = found[:, 0] / 1e9
             print(f"{name:34}{batch:5}{FF:9.3f}{BP:9.3f}{spread(found):>15}")
     print(LEGEND)
@@ -615,24 +523,23 @@ def print_table(table):
 
 # ------------------------------------------------------------------- the figure
 
-LOOKS = (  # of the rows of the table
-    {"color": "black", "marker": "o"},
-    {"color": viz.GREEN, "marker": "s", "ls": "--", "markerfacecolor": "white"},
-    *viz.LAYER_LOOKS[:3],
-)
-
 
 def plot_table(table):
     """FF / BP by the size of the batch; the first two rows on a scale of their own too."""
+    looks = (
+        {"color": "black", "marker": "o"},
+        {"color": viz.GREEN, "marker": "s", "ls": "--", "markerfacecolor": "white"},
+        *viz.LAYER_LOOKS[:3],
+    )
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     figure.suptitle("What a training step pays to fetch its operands")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    names, x = [name for name, n in table if n == BATCHES[-1]], np.arange(len(BATCHES))
+    x = np.arange(len(BATCHES))
+    names = [name for name, rows in table.items() if len(rows) == len(x)]
     for axes, shown in (left, names), (right, names[:2]):
         axes.axhline(1, **viz.REFERENCE, label="as dear as BP")
-        for name, look in zip(shown, LOOKS):
-            found = np.stack([table[name, batch] for batch in BATCHES])
-            ratios = found[:, 0] / found[:, 1]
+        for name, look in zip(shown, looks):
+            ratios = np.array([FF / BP for FF, BP in table[name]])
             axes.plot(x, ratios[:, 0], label=name, **look)
             low, high = ratios.min(axis=1), ratios.max(axis=1)
             axes.vlines(x, low, high, color=look["color"], linewidth=5, alpha=0.4)
@@ -657,45 +564,44 @@ def plot_table(table):
 
 # ------------------------------------------------- steps to a common accuracy
 
-TRAINED = 45_000  # of the 50,000 training images; the others are held out
-HELD_OUT = 2000  # of these, the first, are predicted
-EVERY = 20  # steps
+HELD_OUT = 2000  # images, the first that are not trained on
 WANTED = 0.5  # of them, predicted right
+EVERY = 20  # steps
 SEEDS = 3
-BATCH = 64
 
 
-def steps_until(wanted, learner, args, images, labels, *held_out):
-    """Steps of training until it predicts a fraction `wanted` of held-out images right.
+def steps_until_right(learner, args, images, labels):
+    """Steps of training until the share WANTED of the HELD_OUT images is predicted right.
 
-    Raises RunError if it never does.
+    Raises RunError where that takes more than the steps of args.n_epochs.
     """
-    where, random = f"{learner.name}, seed {args.seed}", learner.generators
-    for step in range(1, args.n_epochs * len(images) // BATCH + 1):
-        batch = random["order"].choice(len(images), BATCH, replace=False)
+    n, B, random = args.train_subset, args.batch_size, learner.generators
+    held_out = slice(n, n + HELD_OUT)
+    learner.adam.total_steps = args.n_epochs * math.ceil(n / B)  # a linear schedule
+    for step in itertools.count(1):
+        batch = random["order"].choice(n, B, replace=False)
         x = ff.augment(images[batch], random["augmentation"], args.augment)
         learner.train_step(x, labels[batch])
         if step % EVERY == 0:
-            found = ff.accuracy(learner, *held_out)
-            ff.show_progress(f"{where}, step {step}: {100 * found:.1f} %")
-            if found >= wanted:
+            right = ff.accuracy(learner, images[held_out], labels[held_out])
+            where = f"{learner.name}, seed {args.seed}, step {step}"
+            ff.show_progress(f"{where}: {100 * right:.1f} %")
+            if right >= WANTED:
                 return step
-    raise ff.RunError(f"{where}: not {100 * wanted:g} % right in {step} steps")
 
 
 def compare_steps(args):
     """Print what FF and BP pay to come to a common accuracy, with --recipe one-layer."""
     images, labels, *_ = ff.load_data(args)
-    held_out = slice(TRAINED, TRAINED + HELD_OUT)
-    data = images[:TRAINED], labels[:TRAINED], images[held_out], labels[held_out]
-    steps = {"FF": [], "BP": []}
+    steps, B = {"FF": [], "BP": []}, args.batch_size
     for args.seed in range(SEEDS):
         for learner in ff.make_learners(args):
-            steps[learner.name].append(steps_until(WANTED, learner, args, *data))
+            found = steps_until_right(learner, args, images, labels)
+            steps[learner.name].append(found)
     ff.show_progress("")
-    found = np.array([prices(record(name, "one-layer", BATCH)) for name in steps])
+    found = np.array([prices(record(name, "one-layer", B)) for name in steps])
     ff.tell(
-        f"--recipe one-layer: steps of {BATCH} images until {WANTED:.0%} of {HELD_OUT:,} "
+        f"--recipe one-layer: steps of {B} images until {WANTED:.0%} of {HELD_OUT:,} "
         f"held-out images are predicted right, tested every {EVERY} steps;"
     )
     ff.tell(f"mean ± sd of {SEEDS} seeds; times the price of a step, 10^9")
@@ -715,12 +621,11 @@ def main():
     what = parser.add_mutually_exclusive_group()
     help = "draw the table's FF/BP into this PNG file"
     what.add_argument("--plot", type=ff.destination, metavar="FILE", help=help)
-    help = "instead of the table: train FF and BP with --recipe one-layer until they "
-    help += "predict half of the images right, and price the steps that this takes"
+    help = "instead of the table: the price of --recipe one-layer until half is right"
     what.add_argument("--steps", action="store_true", help=help)
     args = parser.parse_args()
     if args.steps:
-        changes = {"dataset": "auto", "train_subset": TRAINED, "batch_size": BATCH}
+        changes = {"dataset": "auto", "train_subset": 45_000, "batch_size": 64}
         compare_steps(ff.training_arguments("one-layer", bp_baseline=True, **changes))
         return
     table = make_table()
@@ -728,8 +633,8 @@ def main():
     if args.plot:
         with matplotlib.style.context(["default", viz.STYLE]):
             draw = partial(plot_table(table).savefig, format="png")
-            ff.write_whole(args.plot, draw)
-        ff.tell(f"wrote {args.plot}")
+            if ff.write_whole(args.plot, draw):
+                ff.tell(f"wrote {args.plot}")
 
 
 if __name__ == "__main__":

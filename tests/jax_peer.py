@@ -19,11 +19,11 @@ from jax import lax
 jax.config.update("jax_platforms", "cpu")
 
 
-def product(W, x):
-    """W (side, side, K, N) times maps x, one row of positions after the other, and again
-    for the gradient, so that the patches stay in the cache: (side, side, N, B).
+def layer(W, b, x):
+    """The pre-activations (side, side, N, B) of maps x, with W (side, side, K, N).
 
-    It is several times as fast as all patches at once, or JAX's own local convolution.
+    One row of positions after the other, and again for the gradient, so that patches
+    stay in the cache: several times as fast as all at once, or JAX's local convolution.
     """
     side = len(W)
     fields = jnp.arange(side)[:, None] + jnp.arange(len(x) - side + 1)
@@ -34,7 +34,7 @@ def product(W, x):
         patches = x[rows[:, None], fields[:, None]]  # (side, field, field, C, B)
         return jnp.einsum("jkb,jkn->jnb", patches.reshape(*W.shape[:2], -1), W)
 
-    return lax.map(row_of_products, (fields, W))
+    return lax.map(row_of_products, (fields, W)) + b[..., None]
 
 
 class Learner:
@@ -56,12 +56,11 @@ class Learner:
             value, gradients = jax.value_and_grad(loss)(weights, images, labels)
             m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
             v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, v, gradients)
-            t += 1
-            a, b = learning_rate / (1 - 0.9**t), 1 - 0.999**t
+            a, b = learning_rate / (1 - 0.9 ** (t + 1)), 1 - 0.999 ** (t + 1)
             weights = jax.tree.map(
                 lambda w, m, v: w - a * m / (jnp.sqrt(v / b) + 1e-8), weights, m, v
             )
-            return (weights, m, v, t), value
+            return (weights, m, v, t + 1), value
 
         self.step = step
 
@@ -81,60 +80,48 @@ def goodness(h):
     return (h**2).mean(axis=(0, 1, 2))
 
 
+def block_goodness(weights, images, labels):
+    """Of each layer in each pass, with the label in the image's corner: (L, P, B)."""
+    x, g = jnp.tile(normalised_maps(images), len(labels)), []
+    block = 2 * jax.nn.one_hot(labels.ravel(), ff.N_CLASSES, axis=0) - 1
+    x = x.at[: ff.LABEL_ROWS, : ff.LABEL_LEN].set(block[:, None])
+    for W, b in weights:
+        h = jax.nn.relu(layer(W, b, x))
+        g.append(goodness(h))
+        x = lax.stop_gradient(h / jnp.sqrt(g[-1]))
+    return jnp.stack(g).reshape(-1, *labels.shape)
+
+
+def block_scores(weights, images):
+    labels = jnp.repeat(ff.ALL_LABELS, len(images), axis=1)
+    return block_goodness(weights, images, labels)[1:].sum(axis=0)
+
+
+def block_loss(threshold, weights, images, labels):
+    """The sum of the layers' losses: each has a gradient in its own layer only."""
+    above = block_goodness(weights, images, labels) - threshold
+    return jax.nn.softplus(above * jnp.array([[-1], [1]])).mean(axis=(1, 2)).sum()
+
+
+def label_scores(weights, images):
+    """The goodness of one layer with label weights."""
+    ((W, b, V),) = weights
+    u = layer(W, b, normalised_maps(images))  # the same for all labels
+    return jnp.stack([goodness(jax.nn.relu(u + v[..., None])) for v in V])
+
+
+def bp_scores(weights, images):
+    """The logits of the stack under a linear readout."""
+    *layers, (W_out, b_out) = weights
+    x = normalised_maps(images)
+    for W, b in layers:
+        x = jax.nn.relu(layer(W, b, x))
+    return W_out.T @ x.reshape(-1, len(images)) + b_out[:, None]
+
+
 def cross_entropy(scores, temperature, weights, images, labels):
     log_p = jax.nn.log_softmax(scores(weights, images) / temperature, axis=0)
     return -log_p[labels[0], jnp.arange(len(images))].mean()
-
-
-def forward_forward(weights, learning_rate, threshold):
-    """Layers with the label in the image's corner, a true and a wrong one."""
-
-    def forward(weights, images, labels):
-        """The goodness of each layer in each pass: (L, P, B)."""
-        x, g = jnp.tile(normalised_maps(images), len(labels)), []
-        block = 2 * jax.nn.one_hot(labels.ravel(), ff.N_CLASSES, axis=0) - 1
-        x = x.at[: ff.LABEL_ROWS, : ff.LABEL_LEN].set(block[:, None])
-        for W, b in weights:
-            h = jax.nn.relu(product(W, x) + b[..., None])
-            g.append(goodness(h))
-            x = lax.stop_gradient(h / jnp.sqrt(g[-1]))
-        return jnp.stack(g).reshape(-1, *labels.shape)
-
-    def loss(weights, images, labels):
-        """The sum of the layers' losses: each has a gradient in its own layer only."""
-        margin = (forward(weights, images, labels) - threshold) * jnp.array([[1], [-1]])
-        return jax.nn.softplus(-margin).mean(axis=(1, 2)).sum()
-
-    def scores(weights, images):
-        labels = jnp.repeat(ff.ALL_LABELS, len(images), axis=1)
-        return forward(weights, images, labels)[1:].sum(axis=0)
-
-    return Learner(weights, learning_rate, loss, scores)
-
-
-def all_labels(weights, learning_rate, temperature):
-    """One layer with label weights, which learns from all ten labels."""
-
-    def scores(weights, images):
-        ((W, b, V),) = weights
-        u = product(W, normalised_maps(images)) + b[..., None]  # the same for all
-        return jnp.stack([goodness(jax.nn.relu(u + v[..., None])) for v in V])
-
-    loss = partial(cross_entropy, scores, temperature)
-    return Learner(weights, learning_rate, loss, scores)
-
-
-def backprop(weights, learning_rate):
-    """The stack, end to end, under a linear readout."""
-
-    def scores(weights, images):
-        *layers, (W_out, b_out) = weights
-        x = normalised_maps(images)
-        for W, b in layers:
-            x = jax.nn.relu(product(W, x) + b[..., None])
-        return W_out.T @ x.reshape(-1, len(images)) + b_out[:, None]
-
-    return Learner(weights, learning_rate, partial(cross_entropy, scores, 1), scores)
 
 
 def make_learners(learners, args):
@@ -144,8 +131,10 @@ def make_learners(learners, args):
         for learner in learners
     )
     bp_stack.append([one.value for one in learners[1].readout.values()])
+    loss, scores = partial(block_loss, args.threshold), block_scores
     if args.negatives == "all":
-        forward = all_labels(stack, args.lr, args.temperature)
-    else:
-        forward = forward_forward(stack, args.lr, args.threshold)
-    return forward, backprop(bp_stack, args.bp_lr or args.lr)
+        scores = label_scores
+        loss = partial(cross_entropy, scores, args.temperature)
+    bp_loss = partial(cross_entropy, bp_scores, 1)
+    forward = Learner(stack, args.lr, loss, scores)
+    return forward, Learner(bp_stack, args.bp_lr or args.lr, bp_loss, bp_scores)

@@ -5,6 +5,7 @@
 sets these constants of the main script, and then runs SCRIPT as its command line does.
 """
 
+import contextlib
 import gzip
 import hashlib
 import importlib
@@ -132,6 +133,21 @@ def finish(process):
     """Exit code, stdout and stderr."""
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
+
+
+def here(script, *flags):
+    """Exit code, stdout and stderr of a script that runs in this process."""
+    module, code = importlib.import_module(script), 0
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"{script}.py", *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            ff.command(module.main)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
 
 
 def assert_one_line(text, *words):

@@ -1,13 +1,15 @@
 """The loader on a real HTTP server on loopback, on small archives of both layouts."""
 
+import contextlib
 import http.server
-import io
 import os
 import pty
 import re
 import resource
 import shutil
 import signal
+import ssl
+import subprocess
 import tarfile
 import threading
 import time
@@ -17,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
-from PIL import Image
 
 import ff_cifar_locally_connected as ff
-from ff_cifar_locally_connected import RunError
+from ff_cifar_locally_connected import NoFile, RunError
 
 ARRAYS = small.make_arrays()
 TORONTO = small.tar_gz(small.toronto_members(ARRAYS))
@@ -35,11 +36,10 @@ REAL_DIGEST = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 class Server(http.server.ThreadingHTTPServer):
     """Answers /path with answers[path], one for each request; the last one stays."""
 
-    daemon_threads = True
+    daemon_threads, scheme = True, "http"
 
-    def __init__(self, answers):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers = {path: list(a) for path, a in answers.items()}
+    def begin(self, **answers):
+        self.answers = {f"/{name}": list(a) for name, a in answers.items()}
         self.requests = []
         self.half_way, self.go_on = threading.Event(), threading.Event()
 
@@ -47,7 +47,19 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # clients that go away are the point of some tests
 
     def url(self, path):
-        return f"http://127.0.0.1:{self.server_port}{path}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}{path}"
+
+
+@contextlib.contextmanager
+def running(context=None):
+    """A Server; context: of its certificate, for https."""
+    with Server(("127.0.0.1", 0), Handler) as server:
+        if context:
+            server.scheme = "https"
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield server
+        server.shutdown()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,22 +78,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def sends(body, announced=None):
-    """The body, all at once; announced: another Content-Length than its own."""
+def sends(body, announced=None, piece=None):
+    """The body; announced: its Content-Length, or none if it is ""; piece: so many bytes
+    at a time, 50 times a second."""
 
     def answer(handler):
-        handler.head(Content_Length=len(body) if announced is None else announced)
-        handler.wfile.write(body)
-
-    return answer
-
-
-def unannounced(body):
-    """The body without a Content-Length, closed at its end."""
-
-    def answer(handler):
-        handler.head()
-        handler.wfile.write(body)
+        length = len(body) if announced is None else announced
+        handler.head(**({} if length == "" else {"Content_Length": length}))
+        for i in range(0, len(body), piece or max(1, len(body))):
+            handler.wfile.write(body[i : i + piece] if piece else body)
+            time.sleep(0.02 if piece else 0)
 
     return answer
 
@@ -92,18 +98,6 @@ def unavailable(handler):
 
 def redirect(to):
     return lambda handler: handler.head(302, Location=to, Content_Length=0)
-
-
-def trickle(body, piece):
-    """`piece` bytes at a time, 50 times a second, while somebody reads."""
-
-    def answer(handler):
-        handler.head(Content_Length=len(body))
-        for i in range(0, len(body), piece):
-            handler.wfile.write(body[i : i + piece])
-            time.sleep(0.02)
-
-    return answer
 
 
 def waits_half_way(body):
@@ -120,25 +114,24 @@ def waits_half_way(body):
     return answer
 
 
+@pytest.fixture(scope="module")
+def the_server():
+    with running() as server:
+        yield server
+
+
 @pytest.fixture
-def serve(monkeypatch):
-    """serve([answers of Toronto], [of Kaggle]): a running server, where the URLs lead."""
-    servers = []
+def serve(the_server, monkeypatch):
+    """serve([answers of Toronto], [of Kaggle]): the server, where the URLs lead."""
 
     def serve(toronto=(unavailable,), kaggle=(unavailable,), mirror=(unavailable,)):
-        answers = {"/toronto": toronto, "/kaggle": kaggle, "/mirror": mirror}
-        server = Server(answers)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        monkeypatch.setattr(ff, "TORONTO_URL", server.url("/toronto"))
-        monkeypatch.setattr(ff, "KAGGLE_URL", server.url("/kaggle"))
-        return server
+        the_server.begin(toronto=toronto, kaggle=kaggle, mirror=mirror)
+        monkeypatch.setattr(ff, "TORONTO_URL", the_server.url("/toronto"))
+        monkeypatch.setattr(ff, "KAGGLE_URL", the_server.url("/kaggle"))
+        return the_server
 
     yield serve
-    for server in servers:
-        server.go_on.set()
-        server.shutdown()
-        server.server_close()
+    the_server.go_on.set()
 
 
 @pytest.fixture(autouse=True)
@@ -173,13 +166,16 @@ def assert_loads(cache):
     assert set(names(cache)) == before | {"cifar10.npz"}
 
 
-def assert_gives_up(cache, *words):
-    """One line with all `words`, nothing new in the cache; the next start works."""
+def assert_gives_up(cache, kind, *words):
+    """--dataset cifar10 is an error of this kind (NoFile: --dataset auto goes on with
+    made-up images), of one line with all `words`; the next start works."""
     before = names(cache)
     with pytest.raises(RunError) as error:
-        ff.load_cifar10(cache)
+        ff.load_data(ff.training_arguments(dataset="cifar10", cache_dir=cache))
+    assert type(error.value) is kind
     advice = "cifar-10-binary.tar.gz", "cifar10.zip", cache, "--dataset synthetic"
     small.assert_one_line(str(error.value), *words, *advice)
+    assert "SSL_CERT_FILE" not in str(error.value)
     assert names(cache) == before
     put(cache, "cifar-10-binary.tar.gz", TORONTO)
     assert_loads(cache)
@@ -187,23 +183,17 @@ def assert_gives_up(cache, *words):
 
 # ------------------------------------------------------------ archives and cache
 
-SOUND = {
-    "Toronto's": ("cifar-10-binary.tar.gz", TORONTO),
-    "Kaggle's": ("cifar10.zip", KAGGLE),
-    "Toronto's, in another order": (
-        "cifar-10-binary.tar.gz",
-        small.tar_gz(small.toronto_members(ARRAYS)[::-1]),
-    ),
-    "Kaggle's, compressed and in another order": (
-        "cifar10.zip",
-        small.zip_of(small.kaggle_members(ARRAYS)[::-1], zipfile.ZIP_DEFLATED),
-    ),
-}
 
-
-@pytest.mark.parametrize("archive", SOUND)
-def test_both_archives_give_the_same_arrays_in_the_same_order(cache, archive):
-    put(cache, *SOUND[archive])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("archive", ["cifar-10-binary.tar.gz", "cifar10.zip"])
+def test_both_archives_give_the_same_arrays_in_whatever_order_they_are(
+    cache, archive, order
+):
+    if archive == "cifar10.zip":
+        members = small.kaggle_members(ARRAYS)[::order]
+        put(cache, archive, small.zip_of(members, zipfile.ZIP_DEFLATED))
+    else:
+        put(cache, archive, small.tar_gz(small.toronto_members(ARRAYS)[::order]))
     assert_loads(cache)
 
 
@@ -238,8 +228,7 @@ def test_the_real_archives_give_arrays_with_the_published_digest(
     (cache / archive).symlink_to(Path(REAL, archive).resolve())
     arrays = ff.load_cifar10(cache)
     assert small.digest(arrays) == REAL_DIGEST
-    images = 32, 32, 3
-    shapes = [(50_000, *images), (50_000,), (10_000, *images), (10_000,)]
+    shapes = [(50_000, 32, 32, 3), (50_000,), (10_000, 32, 32, 3), (10_000,)]
     assert [a.shape for a in arrays] == shapes
     assert {a.dtype for a in arrays} == {np.dtype(np.uint8)}
     assert arrays[1][:5].tolist() == [6, 9, 9, 4, 1]  # frog, two trucks, ...
@@ -255,7 +244,7 @@ BAD_SOURCES = {
     "a web page": (sends(WEB_PAGE), "gzip"),
     "nothing": (sends(b""), "closed after 0"),
     "half": (sends(HALF, len(TORONTO)), f"after {len(HALF)} of {len(TORONTO)} bytes"),
-    "a cut archive": (unannounced(HALF), "unexpected end"),
+    "a cut archive": (sends(HALF, ""), "unexpected end"),
     "another archive": (sends(KAGGLE), "gzip"),
     "silence": (waits_half_way(TORONTO), "timed out"),
     "a circle": (redirect("/toronto"), "redirect"),
@@ -278,18 +267,18 @@ def test_a_bad_source_gives_way_to_the_next_in_one_line(serve, cache, capsys, fa
     assert all("trying again in" in line for line in retries)
 
 
-def test_a_dropped_connection_is_tried_again_with_growing_waits(serve, cache, capsys):
-    dropped = sends(HALF, len(TORONTO))
-    server = serve([dropped, dropped, sends(TORONTO)])
+def test_a_dropped_connection_is_tried_anew_with_growing_waits(serve, cache, capsys):
+    dropped = sends(KAGGLE + bytes(100_000), 10**6)
+    server = serve(kaggle=[dropped, dropped, sends(KAGGLE)])
     assert_loads(cache)
-    assert server.requests == ["/toronto"] * 3
-    *retries, _ = capsys.readouterr().err.splitlines()
+    assert server.requests == ["/toronto", *["/kaggle"] * 3]
+    _, *retries, _ = capsys.readouterr().err.splitlines()
     waits = [re.search(r"trying again in ([\d.]+) s", line)[1] for line in retries]
     assert waits == ["0.01", "0.02"]
 
 
 def test_a_redirect_is_followed_and_a_body_of_unknown_length_is_accepted(serve, cache):
-    server = serve([redirect("/mirror")], mirror=[unannounced(TORONTO)])
+    server = serve([redirect("/mirror")], mirror=[sends(TORONTO, "")])
     assert_loads(cache)
     assert server.requests == ["/toronto", "/mirror"]
 
@@ -303,54 +292,79 @@ def test_a_server_gives_way_only_below_the_floor_speed(
 ):
     monkeypatch.setattr(ff, "FLOOR_SECONDS", 0.1)
     monkeypatch.setattr(ff, "FLOOR_SPEED", floor)
-    server = serve([trickle(TORONTO, piece)], [sends(KAGGLE)])
+    server = serve([sends(TORONTO, piece=piece)], [sends(KAGGLE)])
     assert_loads(cache)
     assert server.requests == asked
     slow = "slower than 100 kB/s" in capsys.readouterr().err
     assert slow == (len(asked) == 2)
 
 
-def test_no_route_to_any_source_is_one_line_with_the_way_out(cache):
+OTHERS = small.make_arrays(seed=1)
+NO_SOURCES = {
+    "errors": (unavailable, sends(WEB_PAGE), "503", "not a zip file"),
+    "other data": (
+        sends(small.tar_gz(small.toronto_members(OTHERS))),
+        sends(small.zip_of(small.kaggle_members(OTHERS))),
+        *map(small.digest, (ARRAYS, OTHERS)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_SOURCES)
+def test_where_no_source_has_the_data_both_are_named_and_nothing_is_cached(
+    serve, cache, case
+):
+    toronto, kaggle, *words = NO_SOURCES[case]
+    server = serve([toronto], [kaggle])
     cache.mkdir()
-    assert_gives_up(cache, "Connection refused", f"{small.CLOSED}: ")
+    assert_gives_up(cache, NoFile, *map(server.url, ("/toronto", "/kaggle")), *words)
 
 
-def test_both_sources_down_names_both_and_what_they_answered(serve, cache):
-    server = serve([unavailable], [sends(WEB_PAGE)])
-    toronto, kaggle = server.url("/toronto"), server.url("/kaggle")
+def test_no_route_to_any_source_is_told_with_what_is_in_the_cache_folder(cache):
     cache.mkdir()
-    assert_gives_up(cache, toronto, "503", kaggle, "not a zip file")
+    assert_gives_up(cache, NoFile, f"{small.CLOSED}: ", "refused", "(it has: none)")
+    os.remove(cache / "cifar10.npz")
+    (cache / "cifar-10-binary.tar.gz").rename(cache / "cifar-10-python.tar.gz")
+    assert_gives_up(cache, NoFile, "(it has: cifar-10-python.tar.gz)")
 
 
-def test_a_download_of_the_wrong_data_is_not_cached(serve, cache):
-    others = small.make_arrays(seed=1)
-    toronto = small.tar_gz(small.toronto_members(others))
-    serve([sends(toronto)], [sends(small.zip_of(small.kaggle_members(others)))])
-    cache.mkdir()
-    assert_gives_up(cache, small.digest(ARRAYS), small.digest(others))
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
+def test_a_certificate_that_fails_is_told_with_the_variable_that_makes_it_trusted(
+    cache, tmp_path, monkeypatch
+):
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {tmp_path / 'key'} "
+    command += f"-out {tmp_path / 'trusted'} -subj /CN=127.0.0.1 "
+    command += "-addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "trusted", tmp_path / "key")
+    with running(context) as server:
+        server.begin(toronto=[sends(TORONTO)], kaggle=[sends(KAGGLE)])
+        monkeypatch.setattr(ff, "TORONTO_URL", server.url("/toronto"))
+        trusted = {"SSL_CERT_FILE": str(tmp_path / "trusted")}
+        with pytest.raises(NoFile) as error:
+            ff.load_cifar10(cache)
+        small.assert_one_line(str(error.value), "certificate verify", *trusted)
+        assert server.requests == names(cache) == []
+        err = assert_runs(cache, server, env=trusted)
+    small.assert_one_line(err, f"from {server.url('/toronto')}")
+    assert_loads(cache)
 
 
 # ------------------------------------------------- damaged archives and caches
 
 
-def link(kind, target):
-    """Turns data_batch_2.bin into a link of this kind."""
-
-    def change(members):
-        members[2][0].type, members[2][0].linkname = kind, target
-        members[2][1] = b""
-
-    return change
+def link_out(members):
+    members[2][0].type, members[2][0].linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members[2][1] = b""
 
 
 def swap_two_batches(members):
     members[1][1], members[2][1] = members[2][1], members[1][1]
 
 
-def image_as(*size, mode):
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, "PNG")
-    return lambda members: members[4].__setitem__(1, file.getvalue())
+def image(*shape):
+    return lambda m: m[4].__setitem__(1, small.png(np.zeros(shape, np.uint8)))
 
 
 def renamed(pattern, name):
@@ -365,19 +379,16 @@ TAR_FAULTS = {
     "two batches are swapped": swap_two_batches,
     "a batch comes twice, differently": lambda m: m.append([m[1][0], m[2][1]]),
     "a label is over 9": lambda m: m[1].append(b"\x0a" + m[1].pop()[1:]),
-    "a batch is a link out": link(tarfile.SYMTYPE, "/etc/passwd"),
-    "a batch is a link to itself": link(
-        tarfile.LNKTYPE, "cifar-10-batches-bin/data_batch_2.bin"
-    ),
+    "a batch is a link out": link_out,
 }
 ZIP_FAULTS = {
     "an image is missing": lambda m: m.pop(5),
     "an image is another": lambda m: m[4].__setitem__(1, m[5][1]),
     "an index is out of range": renamed("/0_", "/30_"),
     "a folder is of no class": renamed("train/[a-z]+", "train/plane"),
-    "an image is 32x31": image_as(32, 31, mode="RGB"),
-    "an image is grey": image_as(32, 32, mode="L"),
-    "an image has an alpha channel": image_as(32, 32, mode="RGBA"),
+    "an image is 32x31": image(32, 31, 3),
+    "an image is grey": image(32, 32),
+    "an image has an alpha channel": image(32, 32, 4),
     "an image is no PNG": lambda m: m[4].append(b"GIF89a" + m[4].pop()),
     "an image is cut": lambda m: m[4].append(m[4].pop()[:-40]),
 }
@@ -385,15 +396,14 @@ ZIP_FAULTS = {
 
 @pytest.mark.parametrize("fault", [*TAR_FAULTS, *ZIP_FAULTS])
 def test_a_damaged_archive_is_refused_in_one_line(cache, capsys, fault):
-    if fault in TAR_FAULTS:
-        members, name = small.toronto_members(ARRAYS), "cifar-10-binary.tar.gz"
-        TAR_FAULTS[fault](members)
-        put(cache, name, small.tar_gz(members))
-    else:
-        members, name = small.kaggle_members(ARRAYS), "cifar10.zip"
-        ZIP_FAULTS[fault](members)
-        put(cache, name, small.zip_of(members))
-    assert_gives_up(cache, cache / name)
+    name, members, faults, pack = (
+        ("cifar-10-binary.tar.gz", small.toronto_members, TAR_FAULTS, small.tar_gz)
+        if fault in TAR_FAULTS
+        else ("cifar10.zip", small.kaggle_members, ZIP_FAULTS, small.zip_of)
+    )
+    faults[fault](members := members(ARRAYS))
+    put(cache, name, pack(members))
+    assert_gives_up(cache, RunError, cache / name, f"(it has: {name})")
     first = capsys.readouterr().err.splitlines()[0]
     assert re.match(rf"gave up on {re.escape(str(cache / name))}: .", first)
 
@@ -401,7 +411,6 @@ def test_a_damaged_archive_is_refused_in_one_line(cache, capsys, fault):
 BAD_CACHES = {
     "empty": b"",
     "cut": NPZ[:-100],
-    "cut in half": NPZ[: len(NPZ) // 2],
     "a flipped bit": NPZ[:5000] + bytes([NPZ[5000] ^ 1]) + NPZ[5001:],
     "another file": b"not an npz",
     "a bare array": NPZ[NPZ.index(b"\x93NUMPY") :],
@@ -440,10 +449,14 @@ def test_cut_archives_at_hand_give_way_to_the_network_and_are_left_alone(
 
 
 @pytest.mark.parametrize("where", ["file", "file/folder", 300 * "x"])
-def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path, where):
+def test_a_cache_folder_that_cannot_be_looked_at_is_one_line_and_no_synthetic_run(
+    tmp_path, where
+):
     (tmp_path / "file").write_bytes(b"in the way")
+    args = ff.training_arguments(dataset="auto", cache_dir=tmp_path / where)
     with pytest.raises(RunError) as error:
-        ff.load_cifar10(tmp_path / where)
+        ff.load_data(args)
+    assert type(error.value) is RunError
     small.assert_one_line(str(error.value), f"into {tmp_path / where}")
     assert (tmp_path / "file").read_bytes() == b"in the way"
 
@@ -462,9 +475,11 @@ def start(cache, server=None, timeout=1.0, **options):
     return small.start(settings, *flags.split(), "--cache-dir", cache, **options)
 
 
-def assert_runs(cache, server):
-    code, out, err = small.finish(start(cache, server))
-    assert (code, "chance" in out) == (0, True), err
+def assert_runs(cache, server=None, **options):
+    """It trains on the true data; returns what it says on stderr."""
+    code, out, err = small.finish(start(cache, server, **options))
+    assert (code, "chance" in out, "synthetic" in out) == (0, True, False), err
+    return err
 
 
 def files_below(size):
@@ -491,11 +506,8 @@ def test_a_disk_too_full_for_the_archive_is_an_error_and_leaves_nothing(serve, c
 
 def test_a_folder_that_takes_no_cache_may_hold_the_archive(cache):
     put(cache, "cifar-10-binary.tar.gz", TORONTO)
-    code, out, err = small.finish(start(cache, preexec_fn=files_below(1000)))
-    assert code == 0
-    assert "chance" in out
-    words = "cifar-10-binary.tar.gz will be read anew at every start", "too large"
-    small.assert_one_line(err, *words)
+    err = assert_runs(cache, preexec_fn=files_below(1000))
+    small.assert_one_line(err, "cannot write", cache / "cifar10.npz", "too large")
     assert names(cache) == ["cifar-10-binary.tar.gz"]
 
 
@@ -536,7 +548,7 @@ def test_a_terminal_sees_the_progress_and_its_line_wiped_clean(serve, cache):
     assert process.returncode == 0
     seen = os.read(ours, 10_000)
     os.close(ours)
-    assert re.search(rb"\r\d+\.\d of \d+\.\d MB, \d+ s left", seen)
+    assert re.search(rb"\r\d+\.\d of \d+\.\d MB in \d+ s", seen)
     assert b"FF epoch 1 of 1" in seen
     made = f"made {cache / 'cifar10.npz'} from".encode()
     assert re.search(rb"\r *\r+" + re.escape(made), seen)

@@ -1,4 +1,3 @@
-# ruff: noqa: B023  what is defined under @layer.in_pieces runs at once
 """The fast model against the plain one in float64, and against central differences."""
 
 from collections import Counter
@@ -8,10 +7,6 @@ import plain
 import pytest
 
 import ff_cifar_locally_connected as ff
-
-# (in_side, in_depth, field, channels): headline layers, odd maps, even fields, others.
-SHAPES = [(32, 3, 11, 8), (22, 8, 5, 8), (14, 3, 4, 8)]
-SHAPES += [(13, 2, 4, 3), (9, 5, 9, 4), (12, 1, 1, 5)]
 
 
 def change(monkeypatch, what):
@@ -27,44 +22,51 @@ def change(monkeypatch, what):
         put(plain, "goodness", lambda h: (h**4).mean(axis=(0, 2)))
 
 
-class Keep:
-    """Stands where Adam does and keeps the gradients instead of using them."""
-
-    def __init__(self):
-        self.gradients = {}
+class Reveal:
+    """Stands where Adam does: leaves the gradient where the weight was."""
 
     def begin_step(self):
         pass
 
     def update(self, parameter, gradient, part=...):
-        whole = self.gradients.setdefault(id(parameter), np.zeros_like(parameter.value))
-        whole[part] = gradient
+        learned = np.isfinite(parameter.v[part])
+        parameter.value[part] = np.where(learned, gradient, 0)
 
-    def of(self, layer):
-        """The layer's gradients as get_weights() has weights."""
-        values = [parameter.value.copy() for parameter in layer.parameters()]
-        for parameter in layer.parameters():
-            parameter.value[...] = self.gradients[id(parameter)]
-        gradients = layer.get_weights()
-        for parameter, value in zip(layer.parameters(), values, strict=True):
-            parameter.value[...] = value
-        return gradients
+
+def weights_of(learner):
+    """As a plain learner has them: by name, for each layer and for a readout."""
+    weights = [plain.weight_maps(layer) for layer in learner.layers]
+    readout = {name[0]: part.value.copy() for name, part in learner.readout.items()}
+    return [*weights, readout] if readout else weights
+
+
+def gradients_of(learner, images, labels):
+    """What a training step returns, and its gradients as weights_of() has weights."""
+    before, learner.adam = learner.weights(), Reveal()
+    returned = learner.train_step(images, labels)
+    gradients = weights_of(learner)
+    learner.set_weights(before)
+    return returned, gradients
 
 
 def keep_gradients(oracle):
-    """The same for a plain learner: its gradients are in what is returned, by layer."""
-    kept = [{} for _ in oracle.adams]
-    for adams, gradients in zip(oracle.adams, kept, strict=True):
-        for name, adam in adams.items():
-            adam.step = lambda _, g, name=name, into=gradients: into.update({name: g})
-    return kept
+    """A plain learner's gradients of its next step, where Adam would have used them."""
+    gradients = [{} for _ in oracle.adams]
+    for adam, kept in zip(oracle.adams, gradients, strict=True):
+        adam.step = kept.update
+    return gradients
 
 
-def assert_gradients_agree(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        ours, largest = found[name].reshape(gradient.shape), np.abs(gradient).max()
-        np.testing.assert_allclose(ours, gradient, atol=1e-4 * largest, err_msg=name)
+def assert_gradients_agree(found, wanted, kinks=0.0):
+    """kinks: the share that may be further off, as a unit that is rounded across zero
+    changes its gradient by a jump (in FF alone it does not: the gradient is zero, too)"""
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, gradient in theirs.items():
+            error = np.abs(ours[name].reshape(gradient.shape) - gradient)
+            error /= np.abs(gradient).max()
+            assert np.mean(error > 1e-4) <= kinks, name
+            assert error.max() < 1e-2, name
 
 
 def assert_differences_agree(gradients, weights, loss, rng, e):
@@ -85,41 +87,6 @@ def assert_differences_agree(gradients, weights, loss, rng, e):
         assert error < 1e-3 * np.linalg.norm(gradient), name
 
 
-def images_last(x):
-    """(P, B, H, W, C) -> (H, W, C, P, B), as the layers have maps."""
-    return np.ascontiguousarray(x.transpose(2, 3, 4, 0, 1)).astype(np.float32)
-
-
-def forward(layer, x, labels=None):
-    """The activity (positions, P, B, channels), as the plain model has it."""
-    P = 1 if labels is None else len(labels)
-    maps = np.full((*layer.shape, P, x.maps.shape[4]), np.nan, np.float32)
-
-    @layer.in_pieces
-    def _(rows):
-        layer.multiply([x], rows)
-        layer.put(layer.activity([x], labels, rows), rows, maps)
-
-    return maps.transpose(0, 1, 3, 4, 2).reshape(-1, *maps.shape[3:], layer.channels)
-
-
-def maps_of(h, layer):
-    """(positions, P, B, channels) -> (H, W, C, P, B)."""
-    maps = h.reshape(layer.side, layer.side, *h.shape[1:])
-    return np.ascontiguousarray(maps.transpose(0, 1, 4, 2, 3)).astype(np.float32)
-
-
-def gradients(layer, x, labels, du):
-    """By name, from the derivative by the pre-activation (positions, P, B, channels)."""
-    keep, du = Keep(), maps_of(du, layer)
-
-    @layer.in_pieces
-    def _(rows):
-        layer.update(keep, [x], labels, layer.piece(du, rows)[None], rows)
-
-    return keep.of(layer)
-
-
 def random_images(rng, *shape):
     return rng.integers(0, 256, (*shape, 32, 32, 3), dtype=np.uint8)
 
@@ -128,23 +95,12 @@ def random_batch(rng, B):
     return random_images(rng, B), rng.integers(0, 10, B).astype(np.uint8)
 
 
-def make_layer(shape, rng, **options):
-    layer = ff.Layer([ff.Connection(rng, *shape)], **options)
-    randomise([layer], rng)
-    return layer
-
-
 def randomise(layers, rng):
     """Biases and label weights, which begin at zero, where all passes are equal."""
     for layer in layers:
         for parameter in (layer.b, layer.V):
             if parameter:
                 parameter.value[:] = 0.1 * rng.standard_normal(parameter.value.shape)
-
-
-def plain_layer(layer):
-    kind = plain.LabelLayer if layer.V else plain.Layer
-    return kind(layer.field, np.float64, **layer.get_weights())
 
 
 def make_learners(recipe="headline", **changes):
@@ -159,12 +115,11 @@ def make_ff(*recipe, **changes):
 # ------------------------------------------------------------------ the layer
 
 
-def test_plain_layer_agrees_with_loops_over_single_numbers():
+def test_the_plain_layer_agrees_with_loops_over_single_numbers():
     rng = np.random.default_rng(0)
-    layer = make_layer((7, 2, 3, 2), rng)
-    x, W, b = rng.standard_normal((2, 7, 7, 2)), *layer.get_weights().values()
-    oracle = plain_layer(layer)
-    h = oracle.maps(oracle.forward(oracle.columns(x)))
+    W, b = rng.standard_normal((5, 5, 18, 2)), rng.standard_normal((5, 5, 2))
+    layer, x = plain.Layer(3, float, W=W, b=b), rng.standard_normal((2, 7, 7, 2))
+    h = layer.maps(layer.forward(*layer.inputs(x, None)))
     for n, i, j, c in np.ndindex(*h.shape):
         total = b[i, j, c]
         for k, value in enumerate(x[n, i : i + 3, j : j + 3].ravel()):
@@ -172,74 +127,17 @@ def test_plain_layer_agrees_with_loops_over_single_numbers():
         np.testing.assert_allclose(h[n, i, j, c], max(total, 0), rtol=1e-12)
 
 
-def assert_passes_agree(layer, inputs, x, labels, rng):
-    """Activities and gradients of the passes x (P, B, H, W, C), one by one in float64."""
-    oracle, (P, B), total = plain_layer(layer), x.shape[:2], {}
-    h = forward(layer, inputs, labels)
-    du = rng.standard_normal(h.shape)
-    tops = [None] if labels is None else np.broadcast_to(labels, (P, B))
-    for p, top in enumerate(tops):
-        columns = oracle.columns(x[p].astype(float))
-        wanted = oracle.forward(columns, top)
-        np.testing.assert_allclose(h[:, p], wanted, rtol=1e-5, atol=1e-5)
-        for name, gradient in oracle.gradients(du[:, p], columns, top).items():
-            total[name] = total.get(name, 0) + gradient
-    assert_gradients_agree(gradients(layer, inputs, labels, du), total)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("B", [1, 5])
-def test_layer_forward_and_all_gradients_agree_with_float64(shape, B):
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"label_input": "everywhere", "fields": [6, 4]}, {"recipe": "recurrent"}],
+)
+def test_weights_survive_the_way_into_tiles_and_back(flags):
     rng = np.random.default_rng(0)
-    layer = make_layer(shape, rng)
-    x = rng.standard_normal((1, B, shape[0], shape[0], shape[1]), np.float32)
-    assert_passes_agree(layer, ff.Maps(images_last(x)), x, None, rng)
-    du = rng.standard_normal((layer.side**2, B, layer.channels))
-    dx = layer.input_gradient(maps_of(du[:, None], layer))[:, :, :, 0]
-    wanted = plain.input_gradient(plain_layer(layer), du)
-    np.testing.assert_allclose(dx.transpose(3, 0, 1, 2), wanted, rtol=1e-4, atol=1e-4)
-
-
-CASES = [(shape, n, None) for shape in SHAPES[:4] for n in (0, 1, 3, 99, None)]
-CASES += [(shape, differ, "weights") for shape, differ, _ in CASES]
-CASES += [((32, 3, R, 8), differ, "block") for R in (11, 4) for differ in (0, 3, None)]
-
-
-@pytest.mark.parametrize("shape, differ, label", CASES)
-@pytest.mark.parametrize("P", [2, 4])
-def test_passes_with_inputs_in_common_agree_with_separate_passes(
-    shape, differ, label, P
-):
-    """differ: in how many rows, from the first, the passes do; None: in all."""
-    side, depth, B = shape[0], shape[1], 3
-    rng = np.random.default_rng(0)
-    layer = make_layer(shape, rng, label=label, differ=differ or 3)
-    x = np.empty((P, B, side, side, depth), np.float32)
-    x[:] = rng.standard_normal(x.shape[1:])
-    own = x[:, :, :differ]
-    own[:] = rng.standard_normal(own.shape)
-    scale = rng.uniform(0.5, 2, (P, B)).astype(np.float32)
-    if label == "block":
-        x[:, :, :3, :10] = 0
-    maps = images_last(x if differ is None else x[:1])
-    inputs = ff.Maps(maps, images_last(x) if differ else None, scale)
-    x *= scale[..., None, None, None]
-    for labels in rng.integers(0, 10, (P, B)), rng.permutation(10)[:P, None]:
-        if label == "block":
-            each = np.broadcast_to(labels, (P, B))
-            x = np.array([plain.with_labels(*pair) for pair in zip(x, each)])
-        assert_passes_agree(layer, inputs, x, labels, rng)
-
-
-def test_weights_survive_the_way_into_tiles_and_back():
-    rng = np.random.default_rng(0)
-    for shape in SHAPES:
-        layer = make_layer(shape, rng, label="weights")
-        weights = layer.get_weights()
-        weights = {name: rng.standard_normal(w.shape) for name, w in weights.items()}
-        layer.set_weights(**weights)
-        for name, found in layer.get_weights().items():
-            np.testing.assert_array_equal(found, weights[name].astype(np.float32))
+    for learner in make_learners(**flags):
+        pairs = learner.weights().items()
+        weights = {name: rng.standard_normal(w.shape, np.float32) for name, w in pairs}
+        learner.set_weights(weights)
+        np.testing.assert_equal(learner.weights(), weights)
 
 
 def test_weights_outside_the_fields_stay_zero_through_training():
@@ -294,8 +192,7 @@ def test_whitening_filter_and_what_it_makes_agree_with_float64():
     images = np.uint8(np.clip(120 + 25 * x, 0, 255))
     kernel = ff.whitening_filter(images)
     np.testing.assert_allclose(kernel, plain.whitening_filter(images), atol=1e-4)
-    pixels = plain.normalise(images[:5], np.float64)
-    wanted = plain.filtered(pixels, kernel.astype(float))
+    wanted = plain.whitened(images[:5], kernel, np.float64)
     maps = ff.normalised_maps(images[:5], kernel)[:, :, :, 0]
     np.testing.assert_allclose(maps.transpose(3, 0, 1, 2), wanted, atol=1e-5)
 
@@ -316,12 +213,12 @@ def test_augmentation_mirrors_and_shifts_at_random(shift):
     assert min(counts.values()) > 15  # of 40 expected, with a deviation of 6
 
 
-@pytest.mark.parametrize("module, sampled", [(ff, 0), (plain, 0), (ff, 1)])
-def test_wrong_labels_are_never_true_and_uniform_or_follow_the_softmax(module, sampled):
+@pytest.mark.parametrize("sampled", [0, 1])
+def test_wrong_labels_are_never_true_and_uniform_or_follow_the_softmax(sampled):
     rng = np.random.default_rng(1)
     labels = np.tile(np.arange(10, dtype=np.uint8), 10_000)
     logits = sampled * rng.standard_normal((10, 10))  # (label, image)
-    wrong = module.wrong_labels(labels, rng, *[np.tile(logits, 10_000)] * sampled)
+    wrong = ff.wrong_labels(labels, rng, *[np.tile(logits, 10_000)] * sampled)
     counts = np.zeros((10, 10))
     np.add.at(counts, (labels, wrong), 1)
     assert not counts.diagonal().any()
@@ -365,62 +262,82 @@ def true_first(passes, labels, own=None):
     return passes, None if own is None else own[order, B]
 
 
-def assert_steps_agree(learner, oracle, batch, noted, own=None):
-    """A training step of both, by what it returns; own: see true_first()."""
-    images, labels = batch
-    found = learner.train_step(images, labels)
+def assert_statistics_agree(returned, oracle, images, labels, noted, own=None):
+    """Those of a training step, by the same step of the oracle; own: see true_first()."""
     passes, own = true_first(noted["labels"], labels, own)
     wanted = oracle.train_step(images if own is None else own, labels, passes[1:])
-    found = [found[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
+    found = [returned[name] for name in ("loss_per_layer", "g_pos", "g_neg")]
     np.testing.assert_allclose(np.transpose(found), wanted, rtol=2e-4)
 
 
 def assert_weights_agree(learner, oracle):
-    """After training, of the layers and of a readout."""
-    arrays = [layer.get_weights() for layer in learner.layers]
-    readout = (parameter.value for parameter in learner.readout.values())
-    arrays.append(dict(zip("Wb", readout)))
-    for found, wanted in zip(arrays, oracle.weights()):
-        for name, w in wanted.items():
+    """After training."""
+    for arrays, adam in zip(weights_of(learner), oracle.adams, strict=True):
+        for name, w in adam.weights.items():
             # Adam's first steps have the size of the learning rate whatever the
             # gradient: where that is tiny, rounding decides. Most agree far better.
-            error = np.abs(found[name].reshape(w.shape) - w)
+            error = np.abs(arrays[name].reshape(w.shape) - w)
             assert error.max() < 2e-3, name
             assert error.mean() < 5e-6, name
 
 
-def assert_a_step_agrees(learner, oracle, B, rng, monkeypatch):
+def assert_a_step_agrees(learner, oracle, B, rng, monkeypatch, kinks=0.0):
     """All of one step but Adam, with images that the passes share, and with their own.
 
     Returns the images, the passes' own ones, and what note_passes() noted.
     """
     wanted, noted = keep_gradients(oracle), note_passes(learner)
-    batch, P = random_batch(rng, B), 10 if learner.negatives == "all" else 2
+    (images, labels), P = random_batch(rng, B), 10 if learner.negatives == "all" else 2
     all_own = random_images(rng, P, B)
-    for own in None, all_own:
-        if own is not None:
-            monkeypatch.setattr(ff, "pass_images", lambda images, labels: own)
-        keep = learner.adam = Keep()
-        assert_steps_agree(learner, oracle, batch, noted, own)
-        for layer, gradients in zip(learner.layers, wanted):
-            assert_gradients_agree(keep.of(layer), gradients)
-    return batch[0], all_own, noted
+    returned, found = gradients_of(learner, images, labels)
+    assert_statistics_agree(returned, oracle, images, labels, noted)
+    assert_gradients_agree(found, wanted, kinks)
+    monkeypatch.setattr(ff, "pass_images", lambda *_: all_own)
+    returned, found = gradients_of(learner, images, labels)
+    assert_statistics_agree(returned, oracle, images, labels, noted, all_own)
+    layers = len(learner.layers)  # a readout sees the images of one pass
+    assert_gradients_agree(found[:layers], wanted[:layers], kinks)
+    return images, all_own, noted
 
 
-@pytest.mark.parametrize("fields", [[11], [11, 5], [11, 5, 5], [6, 4, 3]])
+def stack(*fields, channels=8):
+    return {"n_layers": len(fields), "fields": fields, "channels": channels}
+
+
+STACKS = [  # and images
+    (stack(11), 7),
+    (stack(11, 5, 5), 7),
+    (stack(6, 4, 3, channels=3), 5),  # odd maps
+    (stack(4, 9, 1, 6, channels=5), 1),
+    (stack(30, 2), 3),  # maps with as many rows as see the label, or fewer
+]
+CASES = [(loss, 7) for loss in LOSSES]
+CASES += [(flags | loss, B) for flags, B in STACKS for loss in (LOSSES[2], LOSSES[4])]
+
+
+@pytest.mark.parametrize("flags, B", CASES)
 @pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-@pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_of_learning_agrees_with_the_plain_model(
-    fields, label_input, loss, monkeypatch
+    flags, B, label_input, monkeypatch
 ):
-    flags = {"n_layers": len(fields), "fields": fields, "label_input": label_input}
-    learner, rng = make_ff(**flags, **loss), np.random.default_rng(5)
+    learner, rng = make_ff(label_input=label_input, **flags), np.random.default_rng(5)
     randomise(learner.layers, rng)
     oracle = plain.twin(learner, 1e-3)
-    images, _, noted = assert_a_step_agrees(learner, oracle, 7, rng, monkeypatch)
+    images, _, noted = assert_a_step_agrees(learner, oracle, B, rng, monkeypatch)
     if learner.negatives == "sampled":
         logits = oracle.scores(images) / float(learner.temperature)
         np.testing.assert_allclose(noted["logits"], logits, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags, B", [*STACKS, ({"recipe": "recurrent"}, 5)])
+def test_a_step_of_backprop_agrees_with_the_plain_model(flags, B):
+    learner, rng = make_learners(**flags)[1], np.random.default_rng(5)
+    randomise(learner.layers, rng)
+    batch = random_batch(rng, B)
+    returned, found = gradients_of(learner, *batch)
+    loss, wanted = plain.twin(learner, 1e-3).gradients(*batch)
+    np.testing.assert_allclose(returned["loss"], loss, rtol=1e-5)
+    assert_gradients_agree(found, wanted, kinks=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -440,12 +357,15 @@ def test_training_and_predictions_agree_with_the_plain_model(recipe, flags):
         learner.whitening = rng.standard_normal((5, 5, 3, 3), np.float32) / 8
         bp.whitening = learner.whitening
     randomise(learner.layers, rng)
-    rates = flags.get("layer_rates", [1, 0.2] if recipe == "best" else 1)
-    oracle, noted = plain.twin(learner, 1e-3 * np.array(rates)), note_passes(learner)
-    bp_oracle = plain.twin(bp, 1e-3)
+    oracle, bp_oracle = plain.twin(learner, 1e-3), plain.twin(bp, 1e-3)
+    rates = flags.get("layer_rates", [1, 0.2]) if recipe == "best" else []
+    for adam, rate in zip(oracle.adams, rates):
+        adam.learning_rate *= rate
+    noted = note_passes(learner)
     for B in 7, 4, 7:
         batch = random_batch(rng, B)
-        assert_steps_agree(learner, oracle, batch, noted)
+        returned = learner.train_step(*batch)
+        assert_statistics_agree(returned, oracle, *batch, noted)
         wanted = bp_oracle.train_step(*batch)
         np.testing.assert_allclose(bp.train_step(*batch)["loss"], wanted, rtol=1e-3)
     images = random_images(rng, 9)
@@ -458,48 +378,31 @@ def test_training_and_predictions_agree_with_the_plain_model(recipe, flags):
     np.testing.assert_allclose(scores, oracle.scores(images), rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_layers", [1, 2, 3])
-@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-@pytest.mark.parametrize("P", [2, 3])
-def test_passes_may_have_images_of_their_own(n_layers, label_input, P):
-    learner = make_ff(n_layers=n_layers, label_input=label_input)
-    rng = np.random.default_rng(8)
-    randomise(learner.layers, rng)
-    oracle = plain.twin(learner, 1e-3)
-    own, labels = random_images(rng, P, 4), rng.integers(0, 10, (P, 4))
-    wanted = np.stack([oracle.goodness(*pair) for pair in zip(own, labels)], axis=1)
-    np.testing.assert_allclose(learner.forward(own, labels)[0], wanted, rtol=1e-4)
-    own[:] = own[0]
-    shared = learner.forward(own[0], labels)[0]
-    np.testing.assert_allclose(learner.forward(own, labels)[0], shared, rtol=1e-5)
+CORNER, EVERYWHERE = ({"label_input": place} for place in ("corner", "everywhere"))
+CASES = [("nothing", place | loss) for place in (CORNER, EVERYWHERE) for loss in LOSSES]
+for what in "tanh", "mean(h^4)":
+    CASES += [(what, CORNER | LOSSES[2]), (what, EVERYWHERE | LOSSES[4])]
 
 
-@pytest.mark.parametrize("what", ["nothing", "tanh", "mean(h^4)"])
-@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-@pytest.mark.parametrize("loss", LOSSES[1:])
-def test_ff_gradients_agree_with_central_differences(
-    what, label_input, loss, monkeypatch
-):
+@pytest.mark.parametrize("what, flags", CASES)
+def test_ff_gradients_agree_with_central_differences(what, flags, monkeypatch):
     change(monkeypatch, what)
-    learner, rng = make_ff(label_input=label_input, **loss), np.random.default_rng(6)
+    learner, rng = make_ff(**flags), np.random.default_rng(6)
     randomise(learner.layers, rng)
     oracle, noted = plain.twin(learner, 1e-3), note_passes(learner)
     images, labels = random_batch(rng, 6)
-    keep = learner.adam = Keep()
-    learner.train_step(images, labels)
+    _, found = gradients_of(learner, images, labels)
     passes, _ = true_first(noted["labels"], labels)
-    inputs = [oracle.labelled(images, y) for y in passes]
-    for layer, truth in zip(learner.layers, oracle.layers, strict=True):
-        columns = [truth.columns(x) for x in inputs]  # constants
+    x = [oracle.labelled(images, y) for y in passes]
+    for gradients, layer in zip(found, oracle.layers, strict=True):
+        inputs = [layer.inputs(*pair) for pair in zip(x, passes)]  # constants
 
         def loss_now():
-            pairs = zip(columns, passes, strict=True)
-            g = [plain.goodness(truth.forward(*pair)) for pair in pairs]
+            g = [plain.goodness(layer.forward(*one)) for one in inputs]  # noqa: B023
             return oracle.loss(np.array(g))[0]
 
-        assert_differences_agree(keep.of(layer), truth.weights, loss_now, rng, 1e-6)
-        pairs = zip(columns, passes, strict=True)
-        inputs = [oracle.passed_up(truth, x, truth.forward(x, y)) for x, y in pairs]
+        assert_differences_agree(gradients, layer.weights, loss_now, rng, 1e-6)
+        x = [layer.passed_up(layer.forward(*one), *one) for one in inputs]
 
 
 @pytest.mark.parametrize(
@@ -560,26 +463,21 @@ def test_what_takes_a_place_of_change_has_its_effect_in_a_step(
 # ------------------------------------------------------------------------- BP
 
 
-@pytest.mark.parametrize("what", ["nothing", "tanh"])
-@pytest.mark.parametrize("n_layers", [1, 2, 3])
+@pytest.mark.parametrize("what, n_layers", [("nothing", 2), ("tanh", 1), ("tanh", 3)])
 def test_bp_gradients_agree_with_central_differences(what, n_layers, monkeypatch):
     change(monkeypatch, what)
     learner, rng = make_learners(n_layers=n_layers)[1], np.random.default_rng(1)
     randomise(learner.layers, rng)
     oracle, (images, labels) = plain.twin(learner, 1e-3), random_batch(rng, 6)
-    keep = learner.adam = Keep()
 
     def loss_now():
         return plain.cross_entropy(oracle.forward(images)[2], labels)[0]
 
-    loss = learner.train_step(images, labels)["loss"]
-    np.testing.assert_allclose(loss, loss_now(), rtol=1e-5)
-    found = [keep.of(layer) for layer in learner.layers]
-    readout = zip("Wb", learner.readout.values(), strict=True)
-    found.append({name: keep.gradients[id(one)] for name, one in readout})
-    for gradients, weights in zip(found, oracle.weights(), strict=True):
+    returned, found = gradients_of(learner, images, labels)
+    np.testing.assert_allclose(returned["loss"], loss_now(), rtol=1e-5)
+    for gradients, adam in zip(found, oracle.adams, strict=True):
         e = 1e-8  # so small that hardly a unit crosses zero
-        assert_differences_agree(gradients, weights, loss_now, rng, e)
+        assert_differences_agree(gradients, adam.weights, loss_now, rng, e)
 
 
 # ----------------------------------------------------------------------- Adam
@@ -590,10 +488,10 @@ def test_adam_agrees_with_its_algorithm_as_printed():
     shape = 6, 7
     parameter = ff.Parameter(rng.standard_normal(shape, np.float32))
     value = parameter.value.astype(float)
-    adam, oracle = ff.Adam(0.01), plain.Adam(shape, np.float64, 0.01)
+    adam, oracle = ff.Adam(0.01), plain.Adam({"value": value}, 0.01)
     for step in range(300):
         gradient = rng.standard_normal(shape, np.float32) * 10.0 ** (step % 5 - 4)
-        oracle.step(value, gradient.astype(float))
+        oracle.step({"value": gradient.astype(float)})
         adam.begin_step()
         for part in (slice(0, 4), slice(4, 6)):
             adam.update(parameter, gradient[part].copy(), part)
@@ -631,8 +529,7 @@ def test_linear_schedule_takes_equal_cuts_and_weight_decay_no_biases():
 def test_a_training_that_goes_on_or_starts_again_follows_the_schedule_of_now(
     monkeypatch,
 ):
-    rng = np.random.default_rng(0)
-    data = (random_images(rng, 40), rng.integers(0, 10, 40).astype(np.uint8)) * 2
+    data = random_batch(np.random.default_rng(0), 40) * 2
     settings = {"n_layers": 1, "lr_schedule": "linear", "eval_subset": 8}
     settings |= {"n_epochs": 2, "batch_size": 8, "train_subset": 50_000}  # 40 there are
     args = ff.training_arguments(**settings)
@@ -649,56 +546,41 @@ def test_a_training_that_goes_on_or_starts_again_follows_the_schedule_of_now(
     args.n_epochs, args.batch_size = 5, 20
     learner.adam.steps += 3  # of an epoch that was interrupted
     ff.train(learner, data, args)
-    expected = [1 - i / 10 for i in range(10)] + [1 - i / 10 for i in range(4, 10)]
-    np.testing.assert_allclose(
-        1 - np.array(rates), 0.01 * np.array(expected), rtol=1e-3
-    )
+    steps = np.array([*range(10), *range(4, 10)])
+    expected = 0.01 * (1 - steps / 10)
+    np.testing.assert_allclose(1 - np.array(rates), expected, rtol=1e-3)
 
 
 def test_images_that_are_not_uint8_and_settings_that_do_not_exist_are_refused():
-    learner, rng = make_ff(), np.random.default_rng(0)
+    images = random_images(np.random.default_rng(0), 2)
     with pytest.raises(TypeError, match="uint8"):
-        learner.predict(random_images(rng, 2) / 255)
+        make_ff().predict(images / 255)
     with pytest.raises(TypeError, match="no such setting: learning_rate, n_epoch"):
         ff.training_arguments("one-layer", learning_rate=1.0, n_epoch=2)
-    for wrong in (
-        {"lr_schedule": "cosine"},
-        {"objective": "maximise"},
-        {"lr": -0.01},
-        {"train_subset": 60_000},
-    ):
-        flag = f"--{next(iter(wrong)).replace('_', '-')}"
-        with pytest.raises(ff.UsageError, match=flag):
-            ff.training_arguments(**wrong)
+    for name, value in ("lr_schedule", "cosine"), ("train_subset", 60_000):
+        with pytest.raises(ff.UsageError, match=f"--{name.replace('_', '-')}"):
+            ff.training_arguments(**{name: value})
     assert ff.training_arguments(fields="11,5").fields == [11, 5]
 
 
 def test_a_model_that_lacks_its_whitening_or_has_other_shapes_is_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    data = (random_images(rng, 8), rng.integers(0, 10, 8).astype(np.uint8)) * 2
-    settings = {"n_epochs": 1, "train_subset": 8, "eval_subset": 8, "bp_baseline": True}
+    settings = {"n_epochs": 1, "fields": [30, 2], "eval_subset": 8, "bp_baseline": True}
+    data, path = random_batch(np.random.default_rng(0), 8) * 2, tmp_path / "model.npz"
     _, arrays = ff.run(ff.training_arguments("best", **settings), data)
-    whole, broken = tmp_path / "whole.npz", tmp_path / "broken.npz"
-    np.savez(whole, **arrays)
-    assert ff.load_model(whole)[0]["BP"].whitening is not None
-    for change in ("whitening", None), ("bp_b_out", (1,)), ("ff_layer0_b", (2, 2, 2)):
-        name, shape = change
-        others = {key: array for key, array in arrays.items() if key != name}
-        others |= {} if shape is None else {name: np.zeros(shape, np.float32)}
-        np.savez(broken, **others)
-        with pytest.raises(ff.RunError, match="broken.npz is no sound model"):
-            ff.load_model(broken)
+    np.savez(path, **arrays)
+    assert ff.load_model(path)[0]["BP"].whitening is not None
+    unwhitened = {name: arrays[name] for name in arrays.keys() - {"whitening"}}
+    others = {"bp_b_out": np.zeros(1)}, {"ff_layer0_b": np.zeros((2, 2, 2))}
+    for broken in unwhitened, *(arrays | other for other in others):
+        np.savez(path, **broken)
+        with pytest.raises(ff.RunError, match="model.npz is no sound model"):
+            ff.load_model(path)
 
 
-def test_the_activity_with_other_labels_is_not_that_which_was_kept():
-    layer, rng = make_ff(label_input="everywhere").layers[0], np.random.default_rng(0)
-    layer.V.value[:] = rng.standard_normal(layer.V.value.shape)
-    x = ff.Maps(ff.normalised_maps(random_images(rng, 3)))
-    one, other = np.zeros((1, 3), int), np.ones((1, 3), int)
-    rows = slice(0, 1)
-    layer.multiply([x], rows)
-    first = layer.activity([x], one, rows).copy()
-    second = layer.activity([x], other, rows).copy()
-    assert (first != second).any()
-    layer.multiply([x], rows)
-    np.testing.assert_array_equal(layer.activity([x], other, rows), second)
+@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
+def test_other_images_have_another_goodness_with_the_very_same_labels(label_input):
+    learner, rng = make_ff(label_input=label_input), np.random.default_rng(0)
+    images, labels = random_images(rng, 2, 3), np.zeros((2, 3), int)
+    one, other, again = (learner.forward(images[i], labels)[0] for i in (0, 1, 0))
+    assert (one != other).all()
+    np.testing.assert_array_equal(one, again)

@@ -1,17 +1,25 @@
 """The command line, checkpoints and model.npz: what a run promises, end to end."""
 
+import argparse
+import ast
 import collections
+import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
 import pickle
+import pty
 import random
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
-import time
+import tempfile
+import termios
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -21,19 +29,24 @@ import small
 from small import assert_one_line
 
 import ff_cifar_locally_connected as ff
-from ff_cifar_locally_connected import RunError
 
 ARRAYS = small.make_arrays(200, 50)
 SETTINGS = small.constants(ARRAYS)
 TINY = "--fields", "29,3", "--channels", "2", "--n-epochs", "2"
-SCRIPTS = {  # each with the flag for what it makes
-    ff.__name__: "--save",
-    "visualize_ff_cifar_locally_connected": "--outdir",
-    "make_ff_cifar_locally_connected_gif": "--out",
-}
+MAIN = ff.__name__
+VISUALIZE = "visualize_ff_cifar_locally_connected"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """The constants of the small data, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (SETTINGS | {"TAG": ""}).items():
+            patch.setattr(ff, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A folder with the small data, ready to be loaded."""
     folder = tmp_path_factory.mktemp("cache")
@@ -41,37 +54,25 @@ def cache(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """The constants of the small data, in this process."""
-    for name, value in SETTINGS.items():
-        monkeypatch.setattr(ff, name, value)
-    monkeypatch.setattr(ff, "TAG", "")  # what a run leaves there is taken back
-
-
 def on_small_data(cache, flags):
-    subsets = "--train-subset", "200", "--eval-subset", "20"
-    return [*subsets, "--cache-dir", str(cache), *map(str, flags)]
+    subsets = "--train-subset", 200, "--eval-subset", 20
+    return [*subsets, "--cache-dir", cache, *flags]
 
 
-@pytest.fixture
-def call(cache, tiny, monkeypatch, capsys):
-    """call(*flags): exit code, stdout and stderr of the main script, in this process."""
+@pytest.fixture(scope="module")
+def call(cache):
+    """call(*flags): exit code, stdout and stderr of a script, in this process."""
 
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["script.py", *on_small_data(cache, flags)])
-        code = 0
-        try:
-            ff.command(ff.main)
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+    def call(*flags, script=MAIN):
+        result = small.here(script, *on_small_data(cache, flags))
+        ff.TAG = ""  # "[synthetic] ", maybe
+        return result
 
     return call
 
 
 def start(cache, *flags, **options):
-    """A script on the small data, in a process of its own."""
+    """The main script, in a process of its own."""
     return small.start(SETTINGS, *on_small_data(cache, flags), **options)
 
 
@@ -90,42 +91,33 @@ def assert_same_bits(path, other, but=()):
             assert ours[name].tobytes() == others[name].tobytes(), name
 
 
-def rows_until(process, count):
-    """Read rows of epochs, until there are `count` of them."""
+def read_rows(process, count):
+    """All that a process prints until the end of its next `count` rows of epochs."""
+    lines = []
     while count:
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        count -= line.startswith(("FF  ", "BP  "))
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+        count -= lines[-1].startswith(("FF  ", "BP  "))
+    return "".join(lines)
 
 
 # -------------------------------------------------------------------- the flags
 
-NONSENSE = {
-    "--seed": ["-1", "nan", "1.5", "x", "", str(2**63), "1" * 9999],
-    "--n-epochs": ["0", "-1", "nan", "1.5", "inf", "x"],
-    "--n-layers": ["0", "-1", "5", "nan", "1.5", "x"],
-    "--batch-size": ["0", "-1", "nan", "inf", "x"],
-    "--lr": ["0", "-0.1", "nan", "inf", "-inf", "1e-99", "1e99", "x", ""],
-    "--bp-lr": ["0", "nan", "x"],
-    "--lr-schedule": ["cosine", ""],
-    "--weight-decay": ["-1", "nan", "inf", "x"],
-    "--channels": ["0", "-1", "nan", "1.5"],
-    "--label-input": ["nowhere", "Corner"],
-    "--negatives": ["easy", ""],
-    "--loss": ["hinge", ""],
-    "--threshold": ["0", "-2", "nan", "inf", "x"],
-    "--temperature": ["0", "-1", "nan"],
-    "--fields": ["", "5", "0,5", "5,33", "5,", "5,x", "5;5", "5,-5", "20,14"],
-    "--layer-rates": ["", "1", "1,", "1,x", "1;1", "1,-1", "1,nan"],
-    "--augment": ["-1", "33", "1.5", "nan"],
-    "--train-subset": ["0", "-1", "201", "nan", "1.5", "x"],
-    "--eval-subset": ["0", "-1", "51", "nan", "inf", "x"],
-    "--dataset": ["mnist", "CIFAR10", "", "two\nlines"],
-    "--recipe": ["worst", ""],
-    "--save": ["", "/", "/no such folder/m.npz", "FILE/m.npz", os.devnull],
-    "--checkpoint": ["", "/", "/no such folder/c.npz", "FILE/c.npz", os.devnull],
-    "--no-such-flag": ["1", "two\nlines"],
-    "--epoch": ["1"],  # no abbreviations
+NONSENSE = {  # flags: values of each; an empty one where a space ends them
+    "--n-epochs --n-layers --batch-size --channels": "0 -1 1.5 nan inf x",
+    "--train-subset --eval-subset": "0 -1 1.5 nan inf x 201",
+    "--seed --augment": "-1 1.5 nan inf x 9223372036854775808",
+    "--lr --bp-lr --threshold --temperature": "0 -1 nan inf -inf 1e-99 1e99 x ",
+    "--weight-decay": "-1 nan inf x",
+    "--lr-schedule --label-input --negatives --loss --objective": "x Corner ",
+    "--dataset --recipe": "mnist CIFAR10 Best two\nlines ",
+    "--fields": "5 0,5 5,33 5, 5,x 5;5 5,-5 20,14 ",
+    "--layer-rates": "1 1, 1,x 1;1 1,-1 1,nan ",
+    "--save --checkpoint": "/ /no/m.npz FILE/m.npz READ-ONLY /dev/null ",
+    "--no-such-flag --epoch": "1 two\nlines",  # no abbreviations
+    "--n-layers": "5",
+    "--eval-subset": "51",
+    "--augment": "33",
 }
 MISFITS = [
     "--negatives all",
@@ -137,60 +129,57 @@ MISFITS = [
     "--recipe recurrent --fields 5,5",
     "--lr 2 --weight-decay 0.6",  # a step would turn the sign of weights
     "--bp-baseline --bp-lr 0.5 --weight-decay 3",
-    "--save LINK/y.npz --checkpoint y.npz",  # one file
 ]
 
 
-@pytest.mark.parametrize("flag", [*NONSENSE, *MISFITS])
+@pytest.mark.parametrize("row", [*NONSENSE, *MISFITS])
 def test_arguments_without_sense_are_a_one_line_usage_error_before_any_work(
-    call, flag, monkeypatch, tmp_path
+    call, row, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "FILE").touch()
-    (tmp_path / "LINK").symlink_to(tmp_path)
-    if flag in NONSENSE:
-        commands = [[f"{flag}={value}"] for value in NONSENSE[flag]]
-    else:
-        commands = [flag.split()]
-    for flags in commands:
-        code, out, err = call("--cache-dir", tmp_path / "cache", *flags)
-        assert (code, out) == (2, ""), flags
-        assert_one_line(err, "script.py: error: ", *flag.split()[-2:-1])
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["FILE", "LINK"]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("flags", ["--lr nan", "--objective min"])
-def test_a_usage_error_of_each_script_has_exit_code_2(cache, script, flags):
-    code, out, err = small.finish(start(cache, *flags.split(), script=script))
-    assert (code, out) == (2, "")
-    assert_one_line(err, f"{script}.py: error: ")
+    Path("FILE").touch()
+    Path("READ-ONLY").touch(0o444)  # which would not stop root
+    values = NONSENSE[row].split(" ") if row in NONSENSE else []
+    commands = [[f"{flag}={value}"] for flag in row.split() for value in values]
+    for words in commands or [row.split()]:
+        code, out, err = call("--cache-dir", "cache", *words)
+        assert (code, out) == (2, ""), words
+        flag = [word.split("=")[0] for word in words if word.startswith("--")][-1]
+        assert_one_line(err, f"{MAIN}.py: error: ", flag)
+        assert sorted(os.listdir()) == ["FILE", "READ-ONLY"]
 
 
 DEFAULTS = {
-    ff.__name__: "--dataset auto --seed 0 --n-epochs 10 --n-layers 2 --batch-size 64 "
+    MAIN: "--dataset auto --seed 0 --n-epochs 10 --n-layers 2 --batch-size 64 "
     "--lr 0.01 --threshold 2.0 --train-subset 10000 --eval-subset 1000 --augment 0",
-    "visualize_ff_cifar_locally_connected": "--model model.npz --outdir viz "
-    "--per-class-test-subset 10000 --bp-baseline True --n-epochs 10",
-    "make_ff_cifar_locally_connected_gif": "--n-epochs 8 --fps 4 --train-subset 4000 "
-    "--eval-subset 500 --snapshot-every 1 --out ff_cifar_locally_connected.gif",
+    VISUALIZE: "--model model.npz --outdir viz --per-class-test-subset 10000 "
+    "--bp-baseline True --n-epochs 10",
+    "make_ff_cifar_locally_connected_gif": "--n-epochs 8 --fps 4 --train-subset 4000 --eval-subset 500 "
+    "--snapshot-every 1 --out ff_cifar_locally_connected.gif",
+    f"{MAIN} --recipe best": "--n-epochs 90 --lr 0.02 --train-subset 50000 "
+    "--loss softmax --temperature 0.05 --augment 4 --whiten True --fields 5,9",
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_every_default_and_the_recipes(script):
-    process = small.start({}, "--help", script=script)
-    code, out, err = small.finish(process)
-    assert (code, err) == (0, "")
-    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=--)", out)[1:]]
-    entries = {entry.split()[0].strip(","): entry for entry in entries}
+@pytest.mark.parametrize("words", DEFAULTS)
+def test_help_shows_the_recipes_and_every_default_of_the_one_that_is_given(words):
+    script, *flags = words.split()
+    script = Path(ff.__file__).with_name(f"{script}.py")  # as a user starts it
+    options = {"capture_output": True, "text": True, "timeout": 60}
+    command = sys.executable, script, *flags, "--help"
+    done = subprocess.run(command, check=True, **options)
+    assert done.stderr == ""
+    entries = re.split(r"\n  (?=--)", done.stdout)[1:]
+    entries = {
+        entry.split()[0].strip(","): " ".join(entry.split()) for entry in entries
+    }
     without = {"--full-test", "--save", "--checkpoint", "--runs", "--receptive-fields"}
     assert {flag for flag in entries if "default: " not in entries[flag]} <= without
-    defaults = DEFAULTS[script].split()
+    defaults = DEFAULTS[words].split()
     for flag, default in zip(defaults[::2], defaults[1::2]):
         assert f"(default: {default})" in entries[flag]
     for name, flags in ff.RECIPES.items():
-        assert f"{name}: {flags}" in out
+        assert f"{name}: {flags}" in done.stdout
 
 
 def parsed(*flags):
@@ -200,21 +189,58 @@ def parsed(*flags):
 
 
 @pytest.mark.parametrize("recipe", ["headline", "one-layer", "best", "recurrent"])
-def test_a_recipe_is_the_flags_it_stands_for_and_another_flag_overrides_it(recipe):
+def test_a_recipe_is_the_flags_it_stands_for_and_another_flag_overrides_it(
+    recipe, monkeypatch
+):
+    monkeypatch.setattr(ff, "N_TRAIN", 50_000)
     by_name = parsed("--recipe", recipe)
     if recipe != "recurrent":  # which is a network of its own
         spelled = parsed(*ff.RECIPES[recipe].split())
         assert by_name == spelled | {"recipe": recipe}
-    for flags in (
-        ["--recipe", recipe, "--lr", "0.5"],
-        ["--lr=0.5", "--recipe", recipe],
-    ):
-        assert parsed(*flags) == by_name | {"lr": 0.5}
-    changes = {"dataset": "auto", "lr": 0.5}
-    assert vars(ff.training_arguments(recipe, **changes)) == by_name | {"lr": 0.5}
+    changed = by_name | {"lr": 0.5}
+    assert parsed("--recipe", recipe, "--lr", "0.5") == changed
+    assert parsed("--lr=0.5", "--recipe", recipe) == changed
+    assert vars(ff.training_arguments(recipe, "auto", lr=0.5)) == changed
 
 
 # ------------------------------------------------------------------- the output
+
+GOES_ON = "; the same command goes on from the last epoch that it saved"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ff.RunError("two\nlines"), 1, "s.py: two lines"),
+        (ff.UsageError("no"), 2, "s.py: no"),
+        (MemoryError("of 9 TB"), 1, "s.py: not enough memory: of 9 TB"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted" + GOES_ON),
+    ],
+)
+def test_what_ends_a_script_is_one_line_and_an_exit_code(
+    error, code, line, monkeypatch, capsys
+):
+    def main():
+        raise error
+
+    flags = ["--checkpoint=c.npz"] if GOES_ON in line else []
+    monkeypatch.setattr(sys, "argv", ["folder/s.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        ff.command(main)
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_a_script_silences_the_warnings_of_overflow_only_for_itself():
+    def overflow():
+        return np.float32(1e38) * np.float32(10)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ff.command(overflow)
+        with pytest.raises(RuntimeWarning, match="overflow"):
+            overflow()
 
 
 def test_a_reader_that_goes_away_is_no_traceback(cache):
@@ -226,137 +252,158 @@ def test_a_reader_that_goes_away_is_no_traceback(cache):
     assert process.wait(60) == 1
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_where_no_source_has_cifar10_the_synthetic_set_runs_and_every_line_says_so(
-    cache, tmp_path, script
-):
-    folder, made = tmp_path / "nothing", tmp_path / "made.npz"
-    flags = "--n-epochs", "1", "--cache-dir", folder, SCRIPTS[script], made
-    process = start(cache, *flags, script=script, cwd=tmp_path)
-    code, out, err = small.finish(process)
-    assert code == 0, err
-    *given_up, instead = err.splitlines()
-    assert [line.split(":")[0] for line in given_up] == ["gave up on http"] * 2
-    assert instead.startswith("[synthetic] ")
-    assert f"cifar10.zip (Kaggle's) into {folder}" in instead
+@pytest.mark.parametrize(("columns", "width"), [(0, 78), (40, 39), (200, 78)])
+def test_no_progress_line_is_longer_than_the_terminal(columns, width):
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    text = "0123456789" * 10
+    with open(terminal, "w") as stderr, contextlib.redirect_stderr(stderr):
+        ff.show_progress(text)
+        ff.show_progress("short")
+        ff.say("a line")
+        shown = ""
+        while "\n" not in shown:
+            shown += os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert shown.split("\r") == [
+        *("", text[:width], f"{'short':{width}}", " " * width, "a line", "\n"),
+    ]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_results_of_the_synthetic_set_say_so_in_every_line(call, tmp_path, asked):
+    path = tmp_path / "model.npz"
+    flags = *TINY, "--cache-dir", tmp_path, "--save", path
+    code, out, err = call(*flags, *["--dataset=synthetic"] * asked)
+    assert code == 0
+    last = err.splitlines()[-1] if err else "nothing"
+    assert last.startswith("nothing" if asked else "[synthetic] made-up images")
     assert all(line.startswith("[synthetic] ") for line in out.splitlines())
     assert "not CIFAR-10 results" in out.splitlines()[-1]
-    assert made.exists()
-    if script == ff.__name__:
-        assert json.loads(str(arrays_of(made)["config"]))["arguments"]["dataset"] == (
-            "synthetic"
-        )
+    assert ff.load_model(path)[1].dataset == "synthetic"
 
 
-def test_a_run_on_synthetic_data_that_is_asked_for_says_so_too(call):
-    code, out, err = call(*TINY, "--dataset=synthetic")
-    assert (code, err) == (0, "")
-    assert all(line.startswith("[synthetic] ") for line in out.splitlines())
-    assert "not CIFAR-10 results" in out.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "at_hand", ["", "cifar10.npz", "cifar-10-binary.tar.gz", "cifar10.zip"]
-)
-def test_cifar10_that_is_meant_and_cannot_be_had_is_an_error(call, tmp_path, at_hand):
-    flags = "--cache-dir", tmp_path
-    if at_hand:  # whoever has a file there means it
-        (tmp_path / at_hand).write_bytes(b"damaged")
-    else:
-        flags = *flags, "--dataset", "cifar10"
+@pytest.mark.parametrize("asked", [True, False])
+def test_cifar10_that_is_meant_and_cannot_be_had_is_an_error(call, tmp_path, asked):
+    if not asked:  # but whoever has a file there means it
+        (tmp_path / "cifar10.zip").write_bytes(b"damaged")
+    flags = "--cache-dir", tmp_path, *["--dataset=cifar10"] * asked
     code, out, err = call(*flags)
     assert (code, out) == (1, "")
     *given_up, last = err.splitlines()
     assert all(line.startswith("gave up on ") for line in given_up)
-    assert_one_line(last, "script.py: no CIFAR-10 from", tmp_path / at_hand)
+    assert_one_line(last, f"{MAIN}.py: no CIFAR-10 from", tmp_path)
+
+
+# ---------------------------------------------------------- data of one's own
+
+
+def test_data_of_ones_own_bring_their_name_and_classes(capsys, tmp_path):
+    changes = {"fields": [29, 3], "channels": 2, "n_epochs": 1}
+    changes |= {"train_subset": 200, "eval_subset": 20}
+    args = ff.training_arguments(dataset="mine", classes="abcdefghij", **changes)
+    (learner,), arrays = ff.run(args, ARRAYS, full_test=True)
+    lines = capsys.readouterr().out.splitlines()
+    for name in "recipe", "seed", "lr", "bp_lr", "label_input", "negatives", "loss":
+        assert f"{name} {vars(args)[name]}, " in lines[1] + ", "
+    assert "mine" in lines[2]
+    heading, *rows = [line.split() for line in lines[-11:]]
+    assert heading == ["class", "FF", "%"]
+    right = ff.in_batches(learner.predict, ARRAYS[2]) == ARRAYS[3]
+    by_class = [100 * right[ARRAYS[3] == label].mean() for label in range(10)]
+    assert rows == [[c, f"{value:.1f}"] for c, value in zip("abcdefghij", by_class)]
+    (tmp_path / "m.npz").write_bytes(small.npz([], **arrays))
+    assert vars(ff.load_model(tmp_path / "m.npz")[1]) == vars(args)
+    with pytest.raises(ff.UsageError, match="10 classes, not 9"):
+        ff.training_arguments(classes="abcdefghi")
+
+
+def test_data_of_other_shapes_are_refused_in_one_line():
+    args = ff.training_arguments(fields=[29, 3], channels=2, n_epochs=1)
+    (learner,), x, y = ff.make_learners(args), ARRAYS[0][:20], np.arange(20) % 10
+    shapes = (x, y[:, None]), (x[:, :28, :28], y), (x[..., 0], y), (x, y[:-1])
+    for wrong in (*shapes, (x, y + 1), (x, y - 1), (x, y / 2)):
+        for data in (*wrong, x, y), (x, y, *wrong):
+            with pytest.raises(ff.RunError) as error:
+                ff.train(learner, data, args)
+            assert_one_line(str(error.value), "(n, 32, 32, 3)", "(n,) labels")
 
 
 # --------------------------------------------- model.npz, threads, checkpoints
 
-WHOLE = {
-    "headline": "--bp-baseline --full-test",
-    "like best": ff.RECIPES["best"].replace("50000", "200") + " --bp-baseline",
-    "recurrent": "--recipe recurrent --train-subset 16 --batch-size 8 --eval-subset 4 "
-    "--bp-baseline --full-test",
-    "no BP": "--n-layers 1",
-}
-LAYERS = {  # field, side of the map, inputs of a field, channels
-    "headline": [(11, 22, 363, 8), (5, 18, 200, 8)],
-    "like best": [(5, 28, 75, 8), (9, 20, 648, 8)],
-    "recurrent": [(11, 32, 363, 3), (11, 32, 363, 3)],
-    "no BP": [(11, 22, 363, 8)],
+BEST = ff.RECIPES["best"].replace("50000", "200") + " --n-epochs 3 --bp-baseline"
+RECURRENT = "--recipe recurrent --train-subset 16 --batch-size 8 --eval-subset 4"
+FF = "layer0_W layer0_b test_acc train_acc wallclock g_pos g_neg loss_per_layer"
+BOTH = "layer0_W layer0_b layer1_W layer1_b test_acc train_acc wallclock"
+BP = "W_out b_out loss"
+RUNS = {  # flags; and what model.npz holds of FF, of BP and of both
+    "headline": ("--full-test --bp-baseline", FF, BP, BOTH + " full_test_acc"),
+    "like best": (BEST, FF + " layer0_V layer1_V", BP, BOTH),
+    "recurrent": (
+        RECURRENT + " --full-test --bp-baseline",
+        FF + " layer0_T layer1_V W_class b_class one_pass_test_acc one_pass_train_acc "
+        "full_test_one_pass_acc",
+        BP,
+        BOTH + " full_test_acc",
+    ),
+    "no BP": (
+        "--n-layers 1 --n-epochs 30 --negatives sampled --augment 2 --lr-schedule linear",
+        *(FF, "", ""),
+    ),
 }
 
 
-@pytest.fixture(scope="module", params=WHOLE)
-def whole(request, cache, tmp_path_factory):
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request, call, tmp_path_factory):
     """Name, flags, model.npz and stdout of a run that nothing stopped, on one thread."""
-    flags = [*WHOLE[request.param].split(), "--n-epochs", "3"]
+    flags = ["--n-epochs", "3", *RUNS[request.param][0].split(), "--seed", "1"]
     path = tmp_path_factory.mktemp("whole") / "model.npz"
-    one = {"OMP_NUM_THREADS": "1"}
-    code, out, err = small.finish(start(cache, *flags, "--save", path, env=one))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ff, "THREADS", 1)
+        code, out, err = call(*flags, "--save", path)
     assert (code, err) == (0, "")
     return request.param, flags, path, out
 
 
-def promised(name, flags):
-    """Name -> (shape, dtype) of all arrays in model.npz but for the config."""
-    layers, E = LAYERS[name], (3,)
-    weights, history = (
-        {},
-        {f"ff_{n}": E for n in ("test_acc", "train_acc", "wallclock")},
-    )
-    for i, (_, side, inputs, C) in enumerate(layers):
-        weights[f"ff_layer{i}_W"] = side, side, inputs, C
-        weights[f"ff_layer{i}_b"] = side, side, C
-    flat = side * side * C
-    if "--full-test" in flags:
-        history["ff_full_test_acc"] = ()
-    if "--bp-baseline" in flags:
-        for names in (weights, history):
-            names |= {n.replace("ff", "bp", 1): shape for n, shape in names.items()}
-        weights |= {"bp_W_out": (flat, 10), "bp_b_out": (10,)}
-        history["bp_loss"] = E
-    for n in ("loss_per_layer", "g_pos", "g_neg"):
-        history[f"ff_{n}"] = len(layers), *E
-    if name == "like best":
-        weights |= {"ff_layer0_V": (10, 28, 28, 8), "ff_layer1_V": (10, 20, 20, 8)}
-        weights["whitening"] = 5, 5, 3, 3
-    if name == "recurrent":
-        weights |= {"ff_layer0_T": (32, 32, 363, 3), "ff_layer1_V": (10, 32, 32, 3)}
-        weights |= {"ff_W_class": (2 * flat, 10), "ff_b_class": (10,)}
-        history |= {"ff_one_pass_test_acc": E, "ff_one_pass_train_acc": E}
-        history["ff_full_test_one_pass_acc"] = ()
-    f4, f8 = np.dtype(np.float32), np.dtype(np.float64)
-    found = {"threshold": ((), f8), "seed": ((), np.dtype(np.int64))}
-    found["layer_specs"] = (len(layers), 2), np.dtype(np.int32)
-    found |= {n: (shape, f4) for n, shape in weights.items()}
-    return found | {n: (shape, f8) for n, shape in history.items()}
-
-
 def test_model_npz_holds_exactly_what_is_promised(whole):
-    name, flags, path, out = whole
-    arrays = arrays_of(path)
+    name, _, path, out = whole
+    arrays, (_, of_ff, of_bp, both) = arrays_of(path), RUNS[name]
+    promised = {f"{who}_{n}" for n in both.split() for who in ("ff", "bp")}
+    promised |= {f"ff_{n}" for n in of_ff.split()} | {f"bp_{n}" for n in of_bp.split()}
+    promised |= {"whitening"} if name == "like best" else set()
     config = json.loads(str(arrays.pop("config")))
-    found = {n: (array.shape, array.dtype) for n, array in arrays.items()}
-    assert found == promised(name, flags)
-    assert arrays["layer_specs"].tolist() == [[f, C] for f, *_, C in LAYERS[name]]
-    assert arrays["seed"] == config["arguments"]["seed"] == 0
-    theta = 2.0 if config["arguments"]["loss"] == "threshold" else np.nan
-    np.testing.assert_equal(arrays.pop("threshold"), theta)
+    specs, seed, theta = (arrays.pop(n) for n in ("layer_specs", "seed", "threshold"))
+    assert arrays.keys() == promised
+    learners, args, _ = ff.load_model(path)
+    layers = learners["FF"].layers
+    assert specs.tolist() == [[layer.field, args.channels] for layer in layers]
+    assert (specs.dtype, seed.dtype, theta.dtype) == (np.int32, np.int64, np.float64)
+    assert seed == config["arguments"]["seed"] == 1
+    np.testing.assert_equal(theta, 2.0 if args.loss == "threshold" else np.nan)
     assert config["versions"]["numpy"] == np.__version__
     assert config["arguments"]["dataset"] == "cifar10"  # as it is at hand
     assert "synthetic" not in out
     assert f"saved {path}" in out
     for n, array in arrays.items():
         assert np.isfinite(array).all()
+        is_history = n.endswith(("acc", "wallclock", "pos", "neg", "loss", "per_layer"))
+        assert array.dtype == (np.float64 if is_history else np.float32)
+        if is_history:
+            layered = (len(layers),) if n.endswith(("pos", "neg", "per_layer")) else ()
+            assert array.shape == (
+                () if "full_test" in n else (*layered, args.n_epochs)
+            ), n
         if n.endswith("acc"):
             assert ((0 <= array) & (array <= 1)).all()
         if n.endswith("wallclock"):
             assert (np.diff([0, *array]) > 0).all()
+    if name == "recurrent":
+        assert arrays["ff_layer0_T"].shape == (32, 32, 11 * 11 * 3, 3)
+        assert arrays["ff_layer1_V"].shape == (10, 32, 32, 3)
+        assert arrays["ff_W_class"].shape == (2 * 32 * 32 * 3, 10)
 
 
-def test_a_saved_model_predicts_as_the_run_did(whole, tiny):
+def test_a_saved_model_predicts_as_the_run_did(whole):
     learners, args, arrays = ff.load_model(whole[2])
     n = args.eval_subset
     for learner in learners.values():
@@ -365,23 +412,28 @@ def test_a_saved_model_predicts_as_the_run_did(whole, tiny):
             assert accuracy == arrays[f"{learner.name.lower()}_{infix}test_acc"][-1]
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bits_on_any_number_of_threads(
-    whole, cache, tmp_path
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits_on_any_number_of_threads(
+    whole, call, cache, tmp_path
 ):
     _, flags, path, out = whole
     assert "threads 1" in out
-    two = {"OMP_NUM_THREADS": "2"}
-    flags, resumed = (*flags, "--checkpoint", tmp_path / "c.npz"), tmp_path / "m.npz"
-    process = start(cache, *flags, env=two)
-    rows_until(process, 2)  # the checkpoint of the first epoch has been written
-    process.kill()
-    process.communicate()
-    process = start(cache, *flags, "--save", resumed, env=two)
-    code, out, err = small.finish(process)
-    assert (code, err) == (0, "")
-    assert "threads 2" in out
-    assert "going on from" in out
-    assert_same_bits(path, resumed, but=["config"])
+    checkpoint, resumed = tmp_path / "c.npz", tmp_path / "m.npz"
+    flags = *flags, "--checkpoint", checkpoint, "--save", resumed
+    # With the first row the first checkpoint is about to be written.
+    for rows, stop, code in (1, signal.SIGINT, 130), (2, signal.SIGKILL, -9):
+        process = start(cache, *flags, env={"OMP_NUM_THREADS": "3"})
+        assert "threads 3" in read_rows(process, rows)
+        process.send_signal(stop)
+        _, _, err = small.finish(process)
+        assert process.returncode == code
+        assert err == (f"interrupted{GOES_ON}\n" if code == 130 else "")
+        assert not resumed.exists()
+    for done in range(2):  # the second time nothing is left to do
+        code, out, err = call(*flags)
+        assert (code, err) == (0, "")
+        assert f"going on from {checkpoint}" in out
+        assert ("epoch " in out) == (not done)
+        assert_same_bits(path, resumed, but=["config"])
 
 
 def test_another_seed_gives_other_numbers(call, tmp_path):
@@ -392,40 +444,6 @@ def test_another_seed_gives_other_numbers(call, tmp_path):
         runs.append(arrays_of(flags[-1]))
     for name in ("ff_layer0_W", "bp_layer1_W", "ff_loss_per_layer", "bp_loss"):
         assert (runs[0][name] != runs[1][name]).any()
-
-
-LONG = *TINY, "--bp-baseline", "--n-epochs", "30", "--seed", "1"
-# All generators, and the schedule, have to go on where they were.
-LONG += "--negatives", "sampled", "--augment", "2", "--lr-schedule", "linear"
-
-
-def test_a_run_that_is_stopped_ten_times_ends_with_the_same_bits(cache, call, tmp_path):
-    whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
-    assert call(*LONG, "--save", whole)[0] == 0
-    checkpoint, moments = tmp_path / "checkpoint.npz", random.Random(0)
-    flags = *LONG, "--checkpoint", checkpoint, "--save", stopped
-    for stop in range(10):
-        process = start(cache, *flags)
-        # Between the first instruction and the third epoch from where it went on.
-        if stop % 3:
-            rows_until(process, moments.randint(1, 2))
-        time.sleep(moments.uniform(0, 0.02 if stop % 3 else 0.2))
-        if stop % 3 == 1:
-            process.send_signal(signal.SIGINT)  # Ctrl-C
-            code, _, err = small.finish(process)
-            assert code == 130
-            assert_one_line(err, "interrupted", "--checkpoint")
-        else:
-            process.kill()
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-        assert not stopped.exists()
-    for done in range(2):  # the second time nothing is left to do
-        code, out, err = call(*flags)
-        assert (code, err) == (0, "")
-        assert f"going on from {checkpoint}" in out
-        assert ("epoch " in out) == (not done)
-        assert_same_bits(whole, stopped)
 
 
 def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(call, tmp_path):
@@ -445,61 +463,99 @@ def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(call, tmp_path):
         assert path.read_bytes() == before
 
 
-# ---------------------------------------------------- processes and their threads
+# ------------------------------------------- processes, their threads and memory
 
-TRAINS = """
-import hashlib
+PROGRAM = """
+import hashlib, multiprocessing, time, warnings
 import numpy as np
-import ff_cifar_locally_connected as ff
+import small
+from small import ff
 
-ff.tell = lambda line: None
-
-def training(_=None):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, 64, np.uint8)
-    args = ff.training_arguments(train_subset=64, eval_subset=8, n_epochs=1)
+def training(_):
+    args = ff.training_arguments(eval_subset=8, n_epochs=1)
     learner = ff.ForwardForward(args)
-    ff.train(learner, [images, labels] * 2, args)
+    ff.train(learner, small.make_arrays(64, 8), args)
     return hashlib.sha256(learner.weights()["ff_layer1_W"]).hexdigest()
-"""
-BLAS = """
-import time
+
 x, shares = np.ones((1500, 1500)), []
 for _ in range(5):  # as threads that were just made spin for a moment, unused
     ours, everyones = time.thread_time(), time.process_time()
     x @ x
     shares.append((time.process_time() - everyones) / (time.thread_time() - ours))
 assert min(shares) < 1.2, "BLAS has threads of its own"
-print(training())
-"""
-FORKS = """
-import multiprocessing, warnings
+
+ff.tell = lambda line: None
+here = training(0)
 warnings.simplefilter("ignore")  # that a process with threads is forked
-here = training()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(training, [0, 0]) == [here, here]
-print("done")
+print(here)
 """
 
 
-def python(program):
-    """Stdout of a program that finds the main script beside it, on two threads."""
+def test_numpy_imported_first_and_forks_change_neither_bits_nor_the_threads_of_blas():
     threads = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
-    command = sys.executable, "-c", program
-    options = {"stderr": subprocess.STDOUT, "text": True, "timeout": 60}
-    options["env"] = os.environ | dict.fromkeys(threads, "2")
-    return subprocess.check_output(command, cwd=Path(ff.__file__).parent, **options)
+    paths = [str(Path(file).parent) for file in (ff.__file__, small.__file__)]
+    environment = os.environ | dict.fromkeys(threads, "2")
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    options = {"stderr": subprocess.STDOUT, "env": environment, "text": True}
+    results = []
+    for first in MAIN, "numpy":
+        command = sys.executable, "-c", f"import {first}\n{PROGRAM}"
+        results.append(subprocess.check_output(command, **options))
+    assert len({*results}) == len(results[0].splitlines()) == 1
 
 
-def test_numpy_imported_first_changes_neither_bits_nor_the_threads_of_blas():
-    first = python("import ff_cifar_locally_connected\n" + TRAINS + BLAS)
-    assert python(TRAINS + BLAS) == first
-    assert len(first.splitlines()) == 1
+STRAYING = """
+import sys, threading
+import numpy as np
+
+def matmul(a, b, product=np.matmul):  # as of a library with threads of its own
+    others = [threading.Thread(target=product, args=(a, b)) for _ in range(2)]
+    for other in others[: int(sys.argv[1])]:
+        other.start()
+        other.join()
+    return product(a, b)
+
+np.matmul = matmul
+import ff_cifar_locally_connected
+"""
 
 
-def test_a_fork_after_a_training_trains_too():
-    assert python(TRAINS + FORKS) == "done\n"
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_product_that_does_not_stay_in_its_thread_is_warned_of_and_no_other(others):
+    environment = os.environ | {"PYTHONPATH": str(Path(ff.__file__).parent)}
+    command = [sys.executable, "-c", STRAYING, str(others)]
+    done = subprocess.run(command, capture_output=True, env=environment, text=True)
+    assert done.returncode == 0
+    assert ("numpy keeps its own threads" in done.stderr) == bool(others)
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--label-input everywhere", "--recipe recurrent"]
+)
+def test_batches_of_many_sizes_keep_no_more_memory_than_the_last(flags, monkeypatch):
+    monkeypatch.setattr(ff, "THREADS", 1)
+    small_net = [] if "recurrent" in flags else TINY
+    args = argparse.Namespace(**parsed(*flags.split(), *small_net, "--bp-baseline"))
+
+    def traced_after(sizes):
+        """Bytes that are in use after predictions, and after their learners are gone."""
+        learners = ff.make_learners(args)
+        for size in sizes:
+            for learner in learners:
+                learner.predict(ARRAYS[2][:size])
+        used = tracemalloc.get_traced_memory()[0]
+        del learners, learner
+        return used, tracemalloc.get_traced_memory()[0]
+
+    traced_after([12])  # fills the scratch memory of the thread, which stays
+    tracemalloc.start()
+    alone, given_back = traced_after([12])
+    used, given_back_too = traced_after([*range(1, 13), 12])
+    tracemalloc.stop()
+    assert abs(used - alone) < 0.03 * alone
+    assert max(given_back, given_back_too) < 0.03 * alone
 
 
 # ------------------------------------------------------ damaged and foreign files
@@ -515,132 +571,113 @@ class Payload:
         return open, (str(self.path), "w")
 
 
-@pytest.fixture
-def saved(call, tmp_path):
-    """The model.npz and the checkpoint of one run of the tiny model, and its flags."""
-    model, checkpoint = tmp_path / "model.npz", tmp_path / "checkpoint.npz"
-    flags = *TINY, "--bp-baseline", "--checkpoint", checkpoint
-    assert call(*flags, "--save", model)[0] == 0
-    return model, checkpoint, flags
-
-
-def test_a_model_that_is_missing_or_damaged_is_one_line_that_says_what_to_do(
-    saved, tmp_path
+def test_files_that_are_damaged_or_of_another_kind_are_refused_in_one_line(
+    call, tmp_path
 ):
-    model, checkpoint, _ = saved
-    arrays = arrays_of(model)
-    config = json.loads(str(arrays["config"]))
-    others = [json.dumps({"arguments": config["arguments"] | {"n_layers": 9}})]
-    others += [json.dumps({"arguments": config["arguments"] | {"no_such": 1}})]
-    changes = [{"config": other} for other in (*others, "{", "{}")]
-    changes.append({"ff_layer0_W": arrays["ff_layer0_W"][:, :, :-1]})
-    contents = [small.npz([], **arrays | change) for change in changes]
-    del arrays["bp_W_out"]
-    contents += [small.npz([], **arrays), small.npz(ARRAYS), checkpoint.read_bytes()]
-    for content in (b"", b"text", *contents):
-        model.write_bytes(content)
-        with pytest.raises(RunError) as error:
-            ff.load_model(model)
-        assert_one_line(str(error.value), model, ff.MAKE_MODEL)
-    for path in (tmp_path, tmp_path / "nothing.npz"):
-        with pytest.raises(RunError, match="--save model.npz"):
-            ff.load_model(path)
+    model, checkpoint = tmp_path / "model.npz", tmp_path / "checkpoint.npz"
+    goes_on = *TINY, "--bp-baseline", "--checkpoint", checkpoint
+    draws = "--model", model, "--outdir", tmp_path
+    assert call(*goes_on, "--save", model)[0] == 0
+    evidence = tmp_path / "unpickled"
+    payload = np.array([Payload(evidence)], object)
 
+    arrays, state = arrays_of(model), arrays_of(checkpoint)
+    arguments = json.loads(str(arrays["config"]))["arguments"]
+    misfits = {"n_layers": 9}, {"no_such": 1}
+    configs = [json.dumps({"arguments": arguments | misfit}) for misfit in misfits]
+    changes = [{"config": config} for config in (*configs, "{", "{}", payload)]
+    changes += [{"seed": payload}, {"bp_b_out": payload}]
+    models = [arrays | change for change in changes]
+    models.append({name: arrays[name] for name in arrays if name != "bp_W_out"})
 
-def test_a_file_that_is_no_checkpoint_of_the_run_is_refused_and_kept(call, saved):
-    model, path, flags = saved
-    arrays = arrays_of(path)
-    state = json.loads(str(arrays["state"]))
-    no_bp = {name: state[name] for name in ("arguments", "FF")}
-    changes = [{"state": json.dumps(no_bp)}, {"state": "{"}, {"FF_0_m": np.zeros(3)}]
-    contents = [small.npz([], **arrays | change) for change in changes]
-    contents += [b"", b"text", model.read_bytes(), small.npz(ARRAYS)]
-    for content in contents:
-        path.write_bytes(content)
-        code, _, err = call(*flags)
-        assert code == 1
-        assert_one_line(err, path, "no sound checkpoint", "another --checkpoint")
-        assert path.read_bytes() == content
+    no_bp = {n: v for n, v in json.loads(str(state["state"])).items() if n != "BP"}
+    changes = [{"state": text} for text in (json.dumps(no_bp), "{", "{}", payload)]
+    changes += [{"FF_0_m": wrong} for wrong in (np.zeros(3), payload)]
+    checkpoints = [state | change for change in changes]
 
-
-def test_nothing_is_ever_unpickled(call, saved, tmp_path):
-    model, checkpoint, flags = saved
-    evidence, cached = tmp_path / "unpickled", tmp_path / "data" / "cifar10.npz"
-    cached.parent.mkdir()
-    payload = np.array([Payload(evidence)], dtype=object)
-    pickled = pickle.dumps(Payload(evidence))
-    model_arrays, state = arrays_of(model), arrays_of(checkpoint)
-    for content in (
-        pickled,
-        small.npz(ARRAYS, train_y=payload),
-        *(small.npz([], **{name: payload}) for name in ("config", "state")),
-        *(small.npz([], **model_arrays | {n: payload}) for n in ("seed", "bp_b_out")),
-        small.npz([], **state | {"FF_0_m": payload}),
+    foreign = [small.npz([], **arrays), small.npz([], **state), small.npz(ARRAYS)]
+    for path, script, flags, damaged, what, advice in (
+        (model, VISUALIZE, draws, models, "model", ff.MAKE_MODEL),
+        (checkpoint, MAIN, goes_on, checkpoints, "checkpoint", "another --checkpoint"),
     ):
-        for path in (model, checkpoint, cached):
+        damaged = [
+            b"",
+            b"text",
+            pickle.dumps(payload),
+            *(small.npz([], **d) for d in damaged),
+        ]
+        ours = path.read_bytes()
+        for content in (*damaged, *(f for f in foreign if f != ours)):
             path.write_bytes(content)
-        for read, path in ((ff.load_model, model), (ff.load_cifar10, cached.parent)):
-            with pytest.raises(RunError):
-                read(path)
-        assert call(*flags)[0] == 1
+            code, _, err = call(*flags, script=script)
+            assert code == 1
+            assert_one_line(err, f"{path} is no sound {what}", advice)
+            assert ("a file of another kind" in err) == (content in foreign)
+            assert path.read_bytes() == content
+    (tmp_path / "cifar10.npz").write_bytes(small.npz(ARRAYS, train_y=payload))
+    assert call(*TINY, "--cache-dir", tmp_path)[0] == 1
     assert not evidence.exists()
-    pickle.loads(pickled).close()
+    pickle.loads(pickle.dumps(Payload(evidence))).close()
     assert evidence.exists()  # the payload does bite
+
+
+def test_a_model_that_is_missing_is_told_apart_from_one_that_is_not_sound(tmp_path):
+    for path, kind in (tmp_path / "nothing.npz", ff.NoFile), (tmp_path, ff.RunError):
+        with pytest.raises(kind, match="--save model.npz") as error:
+            ff.load_model(path)
+        assert type(error.value) is kind
+
+
+MARKS = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"NUMPY"
 
 
 def damage(rng, data):
     """`data` after one to three flips, cuts or insertions, not all at random places."""
-    data = bytearray(data)
-    # Half of them at the structure: names, sizes and checksums of the members.
-    marks = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"NUMPY"
-    marks = [data.find(mark, rng.randrange(len(data))) for mark in marks]
-    marks = [at for at in marks if at > 0]
     for _ in range(rng.choice([1, 1, 2, 3])):
-        at, size = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 8, 100, 1000])
-        if marks and rng.random() < 0.5:
-            at = max(0, rng.choice(marks) + rng.randint(-150, 150))
-        other = rng.randrange(len(data) + 1)
+        at, other = (rng.randrange(len(data) + 1) for _ in range(2))
+        # Half of them at the structure: names, sizes and checksums of the members.
+        mark = data.find(rng.choice(MARKS), at)
+        if mark >= 0 and rng.random() < 0.5:
+            at = max(0, mark + rng.randint(-150, 150))
+        size = rng.choice([1, 1, 2, 8, 100, 1000])
         new = rng.choice([b"", rng.randbytes(size), data[other : other + size]])
-        data[at : at + rng.choice([0, 1, size, size, len(data)])] = new
-    return bytes(data)
+        data = data[:at] + new + data[at + rng.choice([0, 1, size, size, len(data)]) :]
+    return data
 
 
-def test_2000_corrupted_files_are_one_line_or_what_they_were(tiny, tmp_path):
+def test_2000_corrupted_files_are_one_line_or_what_they_were(tmp_path):
     changes = {"train_subset": 10, "eval_subset": 4, "n_epochs": 1, "bp_baseline": True}
     args = ff.training_arguments(fields=[31, 2], channels=1, **changes)
-    learners = ff.make_learners(args)
-    for learner in learners:
-        ff.train(learner, ARRAYS, args)
+    learners, arrays = ff.run(args, ARRAYS)
+    ff.save_checkpoint(tmp_path / "c.npz", args, learners)
 
-    def model(path):
-        return ff.load_model(path)[2]
-
-    def checkpoint(path):
+    def load_checkpoint(path):
         learners = ff.make_learners(args)
         ff.load_checkpoint(path, args, learners)
-        return {n: w for learner in learners for n, w in learner.weights().items()}
-
-    def cifar10(path):
-        return dict(zip(small.NAMES, ff.load_cifar10(path.parent)))
+        return learners[0].weights() | learners[1].weights()
 
     def bits(arrays):
         return {name: array.tobytes() for name, array in arrays.items()}
 
-    paths = [tmp_path / f"{load.__name__}.npz" for load in (model, checkpoint, cifar10)]
-    arrays = ff.model_arrays(args, learners, {})
-    ff.write_whole(paths[0], lambda file: np.savez(file, **arrays))
-    ff.save_checkpoint(paths[1], args, learners)
-    paths[2].write_bytes(small.npz(ARRAYS))
     warnings.simplefilter("ignore")  # of odd headers
     outcomes = collections.Counter()
-    for path, load in zip(paths, (model, checkpoint, cifar10)):
-        good, truth = path.read_bytes(), bits(load(path))
+    for good, load in (
+        (small.npz([], **arrays), lambda path: ff.load_model(path)[2]),
+        ((tmp_path / "c.npz").read_bytes(), load_checkpoint),
+        (
+            small.npz(ARRAYS),
+            lambda _: dict(zip(small.NAMES, ff.load_cifar10(tmp_path))),
+        ),
+    ):
+        path = tmp_path / "cifar10.npz"
+        path.write_bytes(good)
+        truth = bits(load(path))
         for seed in range(667):
             path.write_bytes(damage(random.Random(seed), good))
             try:
-                assert bits(load(path)) == truth, f"{path.name}, seed {seed}"
+                assert bits(load(path)) == truth, (good[:100], seed)
                 outcomes["sound"] += 1
-            except RunError:
+            except ff.RunError:
                 outcomes["refused"] += 1
     assert outcomes["refused"] > 1000
     assert outcomes["sound"] > 20
@@ -649,78 +686,101 @@ def test_2000_corrupted_files_are_one_line_or_what_they_were(tiny, tmp_path):
 # -------------------------------------------------------- whole files or none
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "disk full")])
-def test_a_stopped_write_leaves_what_was_there(tmp_path, stop):
-    class Stops:
-        def __array__(self, *args, **flags):
-            raise stop
-
-    path = tmp_path / "model.npz"
-    path.write_bytes(b"as it was")
-    with pytest.raises((KeyboardInterrupt, RunError)):
-        ff.write_whole(path, lambda file: np.savez(file, a=np.zeros(9), b=Stops()))
-    assert path.read_bytes() == b"as it was"
-    assert [*tmp_path.iterdir()] == [path]
-
-
-def test_a_killed_write_leaves_what_was_there(tmp_path):
-    def killed(file):
+@pytest.mark.parametrize("end", ["killed", "interrupted", "full"])
+def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path, end):
+    def write(file):
         file.write(bytes(1000))
         file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if end == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyboardInterrupt if end == "interrupted" else OSError(28, "disk full")
+
+    def process():
+        try:
+            sys.exit(ff.write_whole(path, write))
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     path = tmp_path / "model.npz"
     path.write_bytes(b"as it was")
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=ff.write_whole, args=(path, killed))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    child = multiprocessing.get_context("fork").Process(target=process)
+    child.start()
+    child.join()
+    codes = {"killed": -signal.SIGKILL, "interrupted": 130, "full": 0}  # False
+    assert child.exitcode == codes[end]
     assert path.read_bytes() == b"as it was"
+    assert len([*tmp_path.iterdir()]) == 1 + (end == "killed")
 
 
-def test_a_link_stays_and_its_target_is_written(tmp_path):
+def test_what_is_written_anew_keeps_its_mode_and_the_links_to_it(tmp_path):
     link, target = tmp_path / "link.npz", tmp_path / "target.npz"
+    target.touch()
+    target.chmod(0o604)
     link.symlink_to(target)
-    ff.write_whole(link, lambda file: file.write(b"new"))
+    assert ff.write_whole(link, lambda file: file.write(b"new"))
     assert link.is_symlink()
     assert not target.is_symlink()
     assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o604
 
 
-@pytest.mark.parametrize("flag", ["--save", "--checkpoint"])
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(cache, tmp_path, flag):
-    def limit():  # on the size of files: write() fails, as on a full disk
+@pytest.mark.parametrize(("limit", "fits"), [(500_000, True), (100_000, False)])
+def test_a_full_disk_is_a_line_for_each_file_and_costs_nothing_else(
+    cache, tmp_path, limit, fits
+):
+    def limit_files():  # write() fails at their size, as on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    path = tmp_path / "file.npz"
-    if flag == "--save":
-        path.write_bytes(b"as it was")
-    before = [(file, file.read_bytes()) for file in tmp_path.iterdir()]
-    process = start(cache, "--n-epochs", "1", flag, path, preexec_fn=limit)
-    code, out, err = small.finish(process)
+    model, checkpoint = tmp_path / "model.npz", tmp_path / "checkpoint.npz"
+    model.write_bytes(b"as it was")
+    flags = *TINY, "--save", model, "--checkpoint", checkpoint
+    options = {"env": {"TMPDIR": str(tmp_path)}, "preexec_fn": limit_files}
+    code, out, err = small.finish(start(cache, *flags, **options))
     assert code == 1
-    assert "FF     1" in out
-    assert_one_line(err, "cannot write", "File too large")
-    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == before
+    assert "FF     2" in out
+    assert ("saved" in out) == fits  # the model has no moments
+    # After each of two epochs; and at the end for the model, also as a temporary file.
+    places = [checkpoint] * 2 + [model, tmp_path] * (not fits)
+    lines = err.splitlines()
+    assert len(lines) == len(places)
+    for place, line in zip(places, lines):
+        assert line.startswith(f"cannot write {place}")
+        assert line.endswith(": File too large")
+    assert [*tmp_path.iterdir()] == [model]
+    if fits:
+        assert len(arrays_of(model)["ff_test_acc"]) == 2
+    else:
+        assert model.read_bytes() == b"as it was"
 
 
-def test_a_result_that_cannot_be_written_is_kept_and_the_line_says_where(
-    cache, tmp_path
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_model_whose_place_is_lost_during_the_run_is_kept_and_a_line_says_where(
+    call, tmp_path, monkeypatch, gone
 ):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
-    flags = *TINY, "--save", folder / "model.npz"
-    process = start(cache, *flags, env={"TMPDIR": str(elsewhere)})
-    rows_until(process, 1)
-    folder.rmdir()
-    code, _, err = small.finish(process)
+    path = folder / "model.npz"
+
+    def tell(line="", tell=ff.tell):
+        if line.startswith("FF     1"):
+            _ = folder.rmdir() if gone else path.mkdir()
+        tell(line)
+
+    monkeypatch.setattr(ff, "tell", tell)
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    code, out, err = call(*TINY, "--save", path)
     (kept,) = elsewhere.iterdir()
     assert code == 1
-    assert_one_line(err, f"cannot write {folder / 'model.npz'}", f"is in {kept}")
+    assert "saved" not in out
+    cannot, where = err.splitlines()
+    assert cannot.startswith(f"cannot write {path}: ")
+    assert where == f"what was to be there is in {kept}"
     assert len(arrays_of(kept)["ff_test_acc"]) == 2
+    assert kept.suffix == ".npz"
+    assert [*tmp_path.rglob("*.tmp")] == []
+    assert ff.UNWRITTEN == [path]
 
 
 # --------------------------------------------------- numbers that are not finite
@@ -748,6 +808,13 @@ def test_numbers_that_are_not_finite_are_one_line_and_never_a_result(
     assert not re.search(r"chance|\bnan\b|\binf\b", out)
     assert_one_line(err, words, "not finite", "learning rate is 1e+12", "try a smaller")
     assert not path.exists()
+
+
+def test_python_3_9_can_read_the_scripts_up_to_the_line_that_refuses_it():
+    for path in Path(ff.__file__).parent.glob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 9))
+    source = Path(ff.__file__).read_text()
+    assert source.index("sys.version_info < (3, 10)") < source.index("import numpy")
 
 
 def test_every_file_asks_for_the_same_versions_of_packages():
