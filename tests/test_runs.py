@@ -526,8 +526,8 @@ import ff_cifar_locally_connected
 def test_a_product_that_does_not_stay_in_its_thread_is_warned_of_and_no_other(others):
     environment = os.environ | {"PYTHONPATH": str(Path(ff.__file__).parent)}
     command = [sys.executable, "-c", STRAYING, str(others)]
-    done = subprocess.run(command, capture_output=True, env=environment, text=True)
-    assert done.returncode == 0
+    options = {"capture_output": True, "env": environment, "text": True}
+    done = subprocess.run(command, check=True, **options)
     assert ("numpy keeps its own threads" in done.stderr) == bool(others)
 
 
