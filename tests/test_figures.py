@@ -585,6 +585,7 @@ def test_the_frames_of_the_gif_look_as_they_were_drawn_last_as_asked_and_are_let
         frame[:32, :32] = 8 * rng.integers(0, 2, (32, 32, 1)) + [200, 100, 20]
         frame[40:50, : 20 * (i + 1)] = [0, 114, 178]
         frame[60:70, 80 - 20 * i :] = 0
+        frame[70:75, 80 - 20 * i :] = [16, 8, 8]  # nearly black
 
     def draw(i):
         assert sum(frame() is not None for frame in drawn) < 2
