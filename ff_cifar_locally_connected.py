@@ -1669,9 +1669,9 @@ def add_training_flags(parser):
     help = "auto: cifar10 or, where no source has it, synthetic: made-up images"
     flag("--dataset", "auto", ("auto", "cifar10", "synthetic"), help)
     flag("--cache-dir", None, str, "None: $HINTON_CIFAR_CACHE or ~/.cache/hinton-cifar")
-    train, test = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
-    flag("--train-subset", 10_000, train, "train on the first N images")
-    flag("--eval-subset", 1000, test, "evaluate on the first N of both sets")
+    n_train, n_test = number(int, 1, N_TRAIN), number(int, 1, N_TEST)
+    flag("--train-subset", 10_000, n_train, "train on the first N images")
+    flag("--eval-subset", 1000, n_test, "evaluate on the first N of both sets")
     group = parser.add_argument_group("model and training")
     flag("--recipe", "headline", tuple(RECIPES), "a word for other flags, see below")
     flag("--seed", 0, number(int, 0), "seed of all random numbers")
@@ -1706,10 +1706,12 @@ def add_training_flags(parser):
 def parse(parser, argv=None):
     """The arguments of a command line, after its recipe's flags; or a UsageError."""
     argv = sys.argv[1:] if argv is None else argv
-    recipe = parser.parse_args([w for w in argv if w not in ("-h", "--help")]).recipe
+    others = [word for word in argv if word not in ("-h", "--help")]
+    recipe = parser.parse_args(others).recipe
     usual = vars(parser.parse_args(["--recipe", recipe, *RECIPES[recipe].split()]))
-    parser.set_defaults(**usual)  # which --help shows
-    args = parser.parse_args(argv)
+    if len(others) < len(argv):
+        parser.set_defaults(**usual)  # for --help, which shows them and ends
+    args = parser.parse_args(argv, argparse.Namespace(**usual))
     given = {name for name, value in vars(args).items() if value != usual[name]}
     recurrent, theta = recipe == "recurrent", args.loss == "threshold"
     L, fields, rates = args.n_layers, args.fields, args.layer_rates
@@ -1819,18 +1821,19 @@ def run(args, data, full_test=False, checkpoint=None):
     for learner in learners:
         train(learner, data, args, save)
 
-    if not full_test:
-        test_x, test_y = test_x[: args.eval_subset], test_y[: args.eval_subset]
-    n_test, accuracies, by_class = len(test_y), {}, {}
+    n_test = len(test_y) if full_test else min(args.eval_subset, len(test_y))
+    accuracies, by_class = {}, {}
     tell()
     tell(f"{'':12}{'test %':>7}{'error %':>9}{'misses':>9}{'train %':>9}{'time s':>9}")
     for learner in learners:
         row = learner.history[-1]
         for name, (method, infix) in learner.ways.items():
-            predictions = in_batches(getattr(learner, method), test_x)
-            test = np.mean(predictions == test_y)
-            by_class[name] = class_accuracies(predictions, test_y)
-            accuracies[f"{learner.name.lower()}_full_test_{infix}acc"] = test
+            test = row[f"{infix}test_acc"]
+            if full_test:
+                predictions = in_batches(getattr(learner, method), test_x)
+                test = np.mean(predictions == test_y)
+                by_class[name] = class_accuracies(predictions, test_y)
+                accuracies[f"{learner.name.lower()}_full_test_{infix}acc"] = test
             tell(
                 f"{name:12}{100 * test:7.2f}{100 - 100 * test:9.2f}"
                 f"{round((1 - test) * n_test):9}{100 * row[f'{infix}train_acc']:9.2f}"
@@ -1844,7 +1847,7 @@ def run(args, data, full_test=False, checkpoint=None):
         tell(f"{'class':10}" + "".join(f"{name + ' %':>15}" for name in by_class))
         for label, *values in zip(args.classes, *by_class.values()):
             tell(f"{label:10}" + "".join(f"{100 * v:15.1f}" for v in values))
-    return learners, model_arrays(args, learners, accuracies if full_test else {})
+    return learners, model_arrays(args, learners, accuracies)
 
 
 def command(main):

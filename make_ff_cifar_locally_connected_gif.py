@@ -37,8 +37,7 @@ ACCURACY_AT = 0.575, 0.6, 0.405, 0.3
 PICTURE_AT = 0.085, 0.035, 0.39, 0.41
 LABELS_AT = 0.575, 0.1, 0.405, 0.345
 LAST_FRAME = 2000  # milliseconds
-COLOURS = 255  # of the palette that all frames share
-CELL = 1, 16, 256  # (red, green, blue) // 16 @ CELL: the number of a colour's cell
+COLOURS = 128  # of the palette that all frames share
 STYLE = viz.STYLE | {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -187,20 +186,16 @@ def make_gif(draw, n_frames, fps):
     change are transparent, so that they cost next to nothing. Of a frame that is drawn,
     only a byte for each pixel is kept: any number of frames fits into memory.
     """
-    last, method = draw(n_frames - 1), Image.Quantize.FASTOCTREE
-    quantised = Image.fromarray(last).quantize(COLOURS, method, dither=0)
-    palette, gif = quantised.getpalette(), io.BytesIO()
-    # The octree maps cells of 16 x 16 x 16 colours; any other cell gets the nearest.
-    middles = np.uint8(16 * np.indices((16, 16, 16)).T + 8).reshape(64, 64, 3)
-    nearest = Image.fromarray(middles).quantize(palette=quantised, dither=0)
-    in_palette = np.array(nearest).ravel()
-    in_palette[last // 16 @ CELL] = quantised
+    method, gif = Image.Quantize.MAXCOVERAGE, io.BytesIO()
+    last = Image.fromarray(draw(n_frames - 1)).quantize(COLOURS, method, dither=0)
+    palette = last.getpalette()
     durations = [10 * round(100 / fps)] * n_frames  # GIF has steps of 10 ms
     durations[-1] = max(LAST_FRAME, durations[-1])
     with iio.imopen(gif, "w", extension=".gif", plugin="pillow") as file:
         for i in range(n_frames):
+            frame = Image.fromarray(draw(i)).quantize(palette=last, dither=0)
             file.write(
-                in_palette[draw(i) // 16 @ CELL],
+                np.asarray(frame),
                 is_batch=False,
                 mode="P",
                 palette=palette + [0, 0, 0],
