@@ -11,9 +11,9 @@ the end. The demo image is the first test image, whatever becomes of it. The tra
 flags are those of the other scripts; it shows FF, and no backprop. Last lines (each
 layer's loss and goodness; training and test accuracy in percent; seconds):
 
-    FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    5.4      1
+    FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    5.3      1
     FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    6.1      0
-    wrote ff_cifar_locally_connected.gif: 9 frames, 82 kB
+    wrote ff_cifar_locally_connected.gif: 9 frames, 84 kB
 """
 
 import io
