@@ -585,3 +585,12 @@ def test_other_images_have_another_goodness_with_the_very_same_labels(label_inpu
     one, other, again = (learner.forward(images[i], labels)[0] for i in (0, 1, 0))
     assert (one != other).all()
     np.testing.assert_array_equal(one, again)
+
+
+def test_probabilities_too_small_to_matter_leave_no_denormal_derivative():
+    scores = np.float32([[50, 50, 0], [0, 0, 0], [-40, 24, 0]])
+    loss, derivative = ff.cross_entropy(scores, np.array([0, 1, 1]))
+    p = 1 / 3, np.exp(-26.0)
+    wanted = [[0, 1, p[0]], [0, -1, p[0] - 1], [0, p[1], p[0]]]
+    np.testing.assert_allclose(derivative, np.divide(wanted, 3), rtol=1e-6)
+    assert loss == pytest.approx((50 + np.log(3)) / 3)
