@@ -6,6 +6,7 @@ the data: they have CIFAR-10's shapes, but repeat after few images.
 """
 
 import glob
+import json
 import re
 import runpy
 import shlex
@@ -104,6 +105,50 @@ def test_no_command_and_no_block_is_overlooked():
     found = [word for line in COMMANDS for word in shlex.split(line)]
     assert set(SCRIPTS) < set(named) <= {*found, *LONG}
     assert len(PYTHON) == README.count("```py")
+
+
+def scores(model, image, learner):
+    """Those of the ten labels for an image (32, 32, 3), as the README has it, "To rebuild
+    a prediction": with numpy alone, from model.npz."""
+    x = image / 255 - (0.4914, 0.4822, 0.4465)
+    if "whitening" in model:
+        edges = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        around = np.lib.stride_tricks.sliding_window_view(edges, (5, 5), (0, 1))
+        x = np.einsum("ijcrs,rscd->ijd", around, model["whitening"])
+    is_ff, found = learner == "ff", []
+    arguments = json.loads(str(model["config"]))["arguments"]
+    corner = is_ff and arguments["label_input"] == "corner"
+    for k in range(10 if is_ff else 1):
+        h, goodness = x.copy(), []
+        if corner:
+            h[:3, :10] = -1
+            h[:3, k] = 1
+        for i, (field, _) in enumerate(model["layer_specs"]):
+            W, b = (model[f"{learner}_layer{i}_{name}"] for name in "Wb")
+            x_at = np.lib.stride_tricks.sliding_window_view(h, (field, field), (0, 1))
+            x_at = x_at.transpose(0, 1, 3, 4, 2).reshape(*W.shape[:3])
+            u = np.einsum("ijk,ijkc->ijc", x_at, W) + b
+            V = model.get(f"{learner}_layer{i}_V", np.zeros((10, 1, 1, 1)))
+            goodness.append(np.mean(np.maximum(u + V[k], 0) ** 2))
+            h = np.maximum(u + V.mean(axis=0), 0)
+            h = h / np.sqrt(np.mean(h**2)) if is_ff else h
+        found.append(sum(goodness[1:]) if corner else goodness[-1])
+    return found if is_ff else h.ravel() @ model["bp_W_out"] + model["bp_b_out"]
+
+
+@pytest.mark.parametrize("recipe", ["headline", "best"])
+def test_a_prediction_can_be_rebuilt_from_model_npz_as_described(recipe):
+    sizes = {"train_subset": FEW, "eval_subset": FEW // 2, "n_epochs": 1}
+    args, data = (
+        ff.training_arguments(recipe, bp_baseline=True, **sizes),
+        ff.load_cifar10(),
+    )
+    (FF, BP), model = ff.run(args, data)
+    for image in data[2][:5]:
+        wanted = FF.label_scores(image[None])[:, 0]
+        np.testing.assert_allclose(scores(model, image, "ff"), wanted, rtol=1e-4)
+        wanted = BP.forward(image[None])[2][:, 0]
+        np.testing.assert_allclose(scores(model, image, "bp"), wanted, atol=1e-4)
 
 
 def help_entries():
