@@ -230,8 +230,9 @@ def test_a_step_of_a_small_net_reads_as_many_words_as_a_hand_counts(monkeypatch)
     expected += (K + K * B) + (B + 1) + B + B + (N + B) + (N * B + N)
     # Scores: their maximum, minus it, exp, sum, log, minus it; of the true ones the mean.
     expected += 3 * N * B + (N * B + B) + B + (N * B + B) + (N * B + B)
-    # Its derivative: exp, of the true ones 1 less, and put back; divided by B.
-    expected += N * B + (N * B + B) + (N * B + B) + N * B
+    # Its derivative: exp, which are tiny, and 0 there; of the true ones 1 less, and put
+    # back; divided by B.
+    expected += N * B + N * B + N * B + (N * B + B) + (N * B + B) + N * B
     # By h, W_out and b_out; the slope of ReLU, and times it.
     expected += (N + N * B) + (B + N * B) + N * B + B + 2 * B
     # By b, a product with ones and the sum over no labels; by W, gathered once more.
