@@ -58,17 +58,22 @@ class SeeingUnits(ff.ForwardForward):
     """The headline, but that layer 0's goodness is the mean over fewer of its units: those
     whose field holds a part of the label block."""
 
+    def __init__(self, args):
+        super().__init__(args)
+        layer = self.layers[0]
+        weights = np.zeros((*layer.shape, 1, 1), np.float32)
+        block = weights[: ff.LABEL_ROWS, : ff.LABEL_LEN]
+        block[:] = layer.n_units / block.size  # in what mean(h^2) becomes
+        self.weights = layer.piece(weights, slice(layer.own_rows))
+
     def train_step(self, images, labels):
         usual = ff.goodness, ff.goodness_gradient
-        n_seeing = ff.LABEL_ROWS * ff.LABEL_LEN * self.layers[0].channels
-        weight = np.float32(self.layers[0].n_units / n_seeing)
 
         def weights(h):
-            """Of a piece (t, T, N, P, B) of layer 0: 0 where no pass differs."""
-            sees = (h != h[:, :, :, :1]).any(axis=3, keepdims=True)
-            return (
-                sees * weight if h.shape[1] == self.layers[0].tiles else np.float32(1)
-            )
+            """Of a piece (t, T, N, P, B): layer 0's first alone has two passes."""
+            if h.shape[1] == self.layers[0].tiles:
+                return self.weights if h.shape[3] > 1 else np.float32(0)
+            return np.float32(1)
 
         ff.goodness = lambda h: usual[0](h * np.sqrt(weights(h)))
         ff.goodness_gradient = lambda h, dg: weights(h) * usual[1](h.copy(), dg)
@@ -81,7 +86,7 @@ class SeeingUnits(ff.ForwardForward):
 # Learning rates chosen on held-out images, of 0.0001, 0.0003, 0.001, 0.003
 LINEAR, BEST_IMAGES = {"lr_schedule": "linear"}, {"recipe": "best", "n_epochs": 20}
 CONTROLS = {
-    "pixels": (SoftmaxRegression, LINEAR | {"bp_lr": 0.0003}),
+    "pixels": (SoftmaxRegression, LINEAR | {"bp_lr": 0.003}),
     "pixels, best's images": (SoftmaxRegression, BEST_IMAGES | {"bp_lr": 0.0003}),
     "random stack": (RandomStack, {"bp_lr": 0.001}),
     "random layer, one-layer": (RandomStack, {"recipe": "one-layer"}),

@@ -1,0 +1,50 @@
+"""The controls: what they learn and what they measure, against plain numpy."""
+
+import controls
+import numpy as np
+import plain
+import pytest
+
+import ff_cifar_locally_connected as ff
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, *ff.IMAGE_SHAPE), np.uint8)
+LABELS = np.arange(6, dtype=np.uint8)
+ARGS = ff.training_arguments(fields=[23, 5], channels=2, bp_baseline=True, lr=0.001)
+
+
+def test_softmax_regression_learns_from_the_pixels_by_its_cross_entropy():
+    learner = controls.SoftmaxRegression(ARGS)
+    loss = learner.train_step(IMAGES, LABELS)["loss"]
+    x = plain.normalise(IMAGES, float).reshape(6, -1)
+    gradient = x.T @ (0.1 - np.eye(10)[LABELS]) / 6  # all ten are as likely at first
+    steps = -0.001 * gradient / (np.abs(gradient) + 1e-8)  # Adam's first
+    np.testing.assert_allclose(learner.readout["W_out"].value, steps, rtol=1e-3)
+    assert loss == pytest.approx(np.log(10))
+
+
+def test_of_a_random_stack_the_readout_alone_learns():
+    learner = controls.RandomStack(ARGS)
+    before = learner.weights()
+    learner.train_step(IMAGES, LABELS)
+    learns = {n for n, w in learner.weights().items() if (w != before[n]).any()}
+    assert learns == {"bp_W_out", "bp_b_out"}
+
+
+def test_the_units_that_see_the_label_are_those_of_30_positions():
+    learner = controls.SeeingUnits(ARGS)
+    layer = plain.twin(learner, 0.001, float).layers[0]
+    x = plain.with_labels(plain.normalise(IMAGES, float), LABELS)
+    energy = layer.forward(plain.im2col(x, 23)).reshape(10, 10, 6, 2) ** 2
+    share = energy[:3].sum() / energy.sum()
+    assert controls.label_share(learner, IMAGES, LABELS) == pytest.approx(share, 1e-5)
+
+    W, losses = learner.layers[0].get_weights()["W"], []
+    for step in range(3):
+        found = learner.train_step(IMAGES, LABELS)
+        losses.append(found["loss_per_layer"][0])
+        if step == 0:
+            assert found["g_pos"][0] == pytest.approx(energy[:3].mean(), 1e-5)
+    changed = (W != learner.layers[0].get_weights()["W"]).any(axis=(2, 3))
+    assert changed[:3].all() and not changed[3:].any()
+    assert losses == sorted(losses)[::-1]
