@@ -89,8 +89,7 @@ CONTROLS = {
     "pixels": (SoftmaxRegression, LINEAR | {"bp_lr": 0.003}),
     "pixels, best's images": (SoftmaxRegression, BEST_IMAGES | {"bp_lr": 0.0003}),
     "random stack": (RandomStack, {"bp_lr": 0.001}),
-    "random layer, one-layer": (RandomStack, {"recipe": "one-layer"}),
-    "BP, a rate of its own": (ff.Backprop, LINEAR | {"bp_lr": 0.001}),
+    "random layer, one-layer": (RandomStack, {"recipe": "one-layer", "bp_lr": 0.003}),
     "units that see": (SeeingUnits, {}),
 }
 
