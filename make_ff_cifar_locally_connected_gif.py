@@ -8,8 +8,9 @@
 
 A frame shows a snapshot: before training, after every --snapshot-every epochs, and at
 the end. The demo image is the first test image, whatever becomes of it. The training
-flags are those of the other scripts; it shows FF, and no backprop. Last lines (each
-layer's loss and goodness; training and test accuracy in percent; seconds):
+flags are those of the other scripts; it shows FF, and no backprop. The repository's own
+animation is replaced, unless --out names another file. Last lines (each layer's loss and
+goodness; training and test accuracy in percent; seconds):
 
     FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    5.3      1
     FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    6.1      0
@@ -106,17 +107,21 @@ def draw_frame(args, snapshots, last, image, label):
     so_far = {name: values[: last + 1] for name, values in snapshots.items()}
     epochs = so_far["epoch"]
     figure = Figure(SIZE, DPI)
-    title = f"Forward-Forward, epoch {epochs[-1]} of {args.n_epochs}"
-    figure.suptitle(f"{title} · {viz.data_name(args.dataset)}")
+    data = viz.DATA_NAMES.get(args.dataset, args.dataset)
+    title = f"Forward-Forward, recipe {args.recipe}, epoch {epochs[-1]}"
+    figure.suptitle(f"{title} of {args.n_epochs} · {data}")
     places = GOODNESS_AT, ACCURACY_AT, PICTURE_AT, LABELS_AT
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
     by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
     viz.plot_goodness(goodness, args, epochs, by_layer)
-    highest = max(snapshots["ff_g_pos"].max(), snapshots["ff_g_neg"].max())
-    if args.loss == "threshold":
-        highest = max(highest, args.threshold)
-    goodness.set_ylim(0, 1.05 * highest)
-    goodness.set_title(f"Goodness, {so_far['n_images'][-1]:,} test images")
+    what, g = "Goodness", [snapshots["ff_g_pos"], snapshots["ff_g_neg"]]
+    if args.loss == "softmax":
+        what, g = "True less wrong label's goodness", [g[0] - g[1]]
+    else:
+        g.append(args.threshold)
+    lowest, highest = min(map(np.min, g)), max(map(np.max, g))
+    goodness.set_ylim(1.05 * min(0, lowest), 1.05 * max(0, highest))
+    goodness.set_title(f"{what}, {so_far['n_images'][-1]:,} test images")
 
     viz.plot_accuracies(accuracy, epochs, so_far)
     train, test = (snapshots[f"ff_{name}_acc"] for name in ("train", "test"))
@@ -223,7 +228,7 @@ def main():
     ):
         help += f" (default: {default})"
         animation.add_argument(flag, default=default, type=kind, metavar="N", help=help)
-    help = "the GIF to write (default: %(default)s)"
+    help = "the GIF to write, or to replace (default: %(default)s)"
     file = {"type": ff.destination, "default": "ff_cifar_locally_connected.gif"}
     animation.add_argument("--out", metavar="FILE", help=help, **file)
     ff.add_training_flags(parser)
