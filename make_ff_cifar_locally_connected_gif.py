@@ -48,7 +48,7 @@ STYLE = viz.STYLE | {
     "legend.columnspacing": 1.0,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
-    "figure.titlesize": 11.5,
+    "figure.titlesize": 10,
 }
 
 
@@ -114,13 +114,16 @@ def draw_frame(args, snapshots, last, image, label):
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
     by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
     viz.plot_goodness(goodness, args, epochs, by_layer)
-    what, g = "Goodness", [snapshots["ff_g_pos"], snapshots["ff_g_neg"]]
+    true, wrong = snapshots["ff_g_pos"], snapshots["ff_g_neg"]
+    what, g = "Goodness", [true, wrong, args.threshold]
     if args.loss == "softmax":
-        what, g = "True less wrong label's goodness", [g[0] - g[1]]
-    else:
-        g.append(args.threshold)
-    lowest, highest = min(map(np.min, g)), max(map(np.max, g))
-    goodness.set_ylim(1.05 * min(0, lowest), 1.05 * max(0, highest))
+        what, g = "Goodness, true − wrong label", [true - wrong]
+        goodness.set_ylabel(None)  # small numbers take its room, their unit above it
+        goodness.ticklabel_format(axis="y", scilimits=(-3, 4))
+        goodness.yaxis.get_offset_text().set_x(-0.2)
+    lowest, highest = min(0, *map(np.min, g)), max(0, *map(np.max, g))
+    room = 0.05 * (highest - lowest)
+    goodness.set_ylim(lowest - room * (lowest < 0), highest + room)
     goodness.set_title(f"{what}, {so_far['n_images'][-1]:,} test images")
 
     viz.plot_accuracies(accuracy, epochs, so_far)
@@ -145,11 +148,8 @@ def draw_frame(args, snapshots, last, image, label):
 
 
 def draw_labels(axes, args, demo, last, label):
-    """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES).
-
-    With --loss softmax, where goodness only counts in comparison with that of other
-    labels: what it is above the average of the ten.
-    """
+    """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES); with
+    --loss softmax, where it counts in comparison alone, above the average of the ten."""
     lengths, unit = demo, "dotted: θ"
     if args.loss == "threshold":
         axes.axvline(args.threshold, **viz.REFERENCE)

@@ -122,7 +122,7 @@ def plot_goodness(axes, args, epochs, arrays):
     true, wrong = arrays["ff_g_pos"], arrays["ff_g_neg"]
     if args.loss == "softmax":
         for i, g in enumerate(true - wrong):
-            axes.plot(epochs, g, label=f"layer {i}", **LAYER_LOOKS[i])
+            axes.plot(epochs, g, label=f"layer {i}, difference", **LAYER_LOOKS[i])
         axes.axhline(0, **REFERENCE, label="no difference")
         axes.set_ylabel("mean(h²), true − wrong")
         return
@@ -238,7 +238,7 @@ def receptive_fields(args, learner):
         note += " Cyan: where the label block lies in the field."
     elif args.whiten:
         kernel = learner.whitening
-        note += f" Through the whitening; in the middle the unit's own {R}x{R} pixels."
+        note += f" Seen through the whitening; the middle {R}x{R} are the unit's own."
     fields = in_pixels(np.moveaxis(W, 3, 2).reshape(*W.shape[:2], -1, R, R, 3), kernel)
     # The root mean square that a field begins with: He-normal weights, filtered.
     initial = np.sqrt(2 / 3 * np.sum(kernel**2) / fields[0, 0, 0].size)
@@ -260,8 +260,8 @@ def receptive_fields(args, learner):
         column[0].set_title(f"row {i},\ncolumn {j}", fontsize=11, loc="center")
     for channel, axes in enumerate(grid[:, 0]):
         axes.set_ylabel(f"channel {channel}", fontsize=11)
-    scale = f"Grey 0, black and white ∓{limit:.2f}, {limit / initial:.0f} standard "
-    scale += "deviations of the initial weights; rms in units of the initial one."
+    scale = f"Grey 0, black and white ∓{limit:.2f}, {limit / initial:.0f} times the "
+    scale += "initial weights' rms, which is ×1."
     figure.supxlabel(f"{scale}\n{note}", fontsize=10.5)
     return figure
 
