@@ -8,8 +8,9 @@
 
 A frame shows a snapshot: before training, after every --snapshot-every epochs, and at
 the end. The demo image is the first test image, whatever becomes of it. The training
-flags are those of the other scripts; it shows FF, and no backprop. Last lines (each
-layer's loss and goodness; training and test accuracy in percent; seconds):
+flags are those of the other scripts; it shows FF, and no backprop. The repository's own
+animation is replaced, unless --out names another file. Last lines (each layer's loss and
+goodness; training and test accuracy in percent; seconds):
 
     FF     7  0.639  2.229  1.847  0.613  2.339  1.725  26.00  24.00    5.3      1
     FF     8  0.634  2.246  1.817  0.606  2.395  1.677  26.20  21.60    6.1      0
@@ -47,7 +48,7 @@ STYLE = viz.STYLE | {
     "legend.columnspacing": 1.0,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
-    "figure.titlesize": 11.5,
+    "figure.titlesize": 10,
 }
 
 
@@ -106,17 +107,24 @@ def draw_frame(args, snapshots, last, image, label):
     so_far = {name: values[: last + 1] for name, values in snapshots.items()}
     epochs = so_far["epoch"]
     figure = Figure(SIZE, DPI)
-    title = f"Forward-Forward, epoch {epochs[-1]} of {args.n_epochs}"
-    figure.suptitle(f"{title} · {viz.data_name(args.dataset)}")
+    data = viz.DATA_NAMES.get(args.dataset, args.dataset)
+    title = f"Forward-Forward, recipe {args.recipe}, epoch {epochs[-1]}"
+    figure.suptitle(f"{title} of {args.n_epochs} · {data}")
     places = GOODNESS_AT, ACCURACY_AT, PICTURE_AT, LABELS_AT
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
     by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
     viz.plot_goodness(goodness, args, epochs, by_layer)
-    highest = max(snapshots["ff_g_pos"].max(), snapshots["ff_g_neg"].max())
-    if args.loss == "threshold":
-        highest = max(highest, args.threshold)
-    goodness.set_ylim(0, 1.05 * highest)
-    goodness.set_title(f"Goodness, {so_far['n_images'][-1]:,} test images")
+    true, wrong = snapshots["ff_g_pos"], snapshots["ff_g_neg"]
+    what, g = "Goodness", [true, wrong, args.threshold]
+    if args.loss == "softmax":
+        what, g = "Goodness, true − wrong label", [true - wrong]
+        goodness.set_ylabel(None)  # small numbers take its room, their unit above it
+        goodness.ticklabel_format(axis="y", scilimits=(-3, 4))
+        goodness.yaxis.get_offset_text().set_x(-0.2)
+    lowest, highest = min(0, *map(np.min, g)), max(0, *map(np.max, g))
+    room = 0.05 * (highest - lowest)
+    goodness.set_ylim(lowest - room * (lowest < 0), highest + room)
+    goodness.set_title(f"{what}, {so_far['n_images'][-1]:,} test images")
 
     viz.plot_accuracies(accuracy, epochs, so_far)
     train, test = (snapshots[f"ff_{name}_acc"] for name in ("train", "test"))
@@ -140,11 +148,8 @@ def draw_frame(args, snapshots, last, image, label):
 
 
 def draw_labels(axes, args, demo, last, label):
-    """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES).
-
-    With --loss softmax, where goodness only counts in comparison with that of other
-    labels: what it is above the average of the ten.
-    """
+    """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES); with
+    --loss softmax, where it counts in comparison alone, above the average of the ten."""
     lengths, unit = demo, "dotted: θ"
     if args.loss == "threshold":
         axes.axvline(args.threshold, **viz.REFERENCE)
@@ -223,7 +228,7 @@ def main():
     ):
         help += f" (default: {default})"
         animation.add_argument(flag, default=default, type=kind, metavar="N", help=help)
-    help = "the GIF to write (default: %(default)s)"
+    help = "the GIF to write, or to replace (default: %(default)s)"
     file = {"type": ff.destination, "default": "ff_cifar_locally_connected.gif"}
     animation.add_argument("--out", metavar="FILE", help=help, **file)
     ff.add_training_flags(parser)

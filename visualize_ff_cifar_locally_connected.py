@@ -6,15 +6,14 @@
 
     python3 visualize_ff_cifar_locally_connected.py --model model.npz
 
-The accuracies by class are computed anew from the model's weights. Where the model
-file is missing, FF and BP are trained with the training flags, drawn, and not saved.
-Of a recurrent network viz/recurrent.png is drawn too: how it settles.
+What stands in viz/ already, the repository's own pictures, is replaced: to keep it,
+give another --outdir. The accuracies by class are computed anew from the weights. Where
+the model file is missing, FF and BP are trained with the training flags, drawn, and not
+saved. Of a recurrent network viz/recurrent.png is drawn too: how it settles.
 With --runs FILES, viz/closing_the_gap.png is drawn instead: a row for each NAME of
-files NAME-SEED.npz, in their order. With --receptive-fields NAME.npz it is
-viz/receptive_fields_NAME.png, of layer 0 of another model.
-With the headline model, the last lines are:
+files NAME-SEED.npz. With --receptive-fields NAME.npz it is receptive_fields_NAME.png,
+of layer 0 of another model. With the headline model, the last lines are:
 
-    truck           1000          16.1          37.9
     all            10000          24.9          35.8
     wrote viz/example_images.png
     wrote viz/example_label_encoded.png
@@ -62,7 +61,6 @@ LAYER_LOOKS = (
     {"color": GREEN, "marker": "v"},
 )
 REFERENCE = {"color": "0.35", "linestyle": ":", "linewidth": 1.4}  # chance, theta
-CYAN = "#00ffff"  # the label block
 DATA_NAMES = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC DATA, not CIFAR-10"}
 
 STYLE = {
@@ -88,16 +86,11 @@ STYLE = {
 
 
 def new_figure(title, dataset, width, height):
-    """An empty figure (inches) whose title names the data that it shows."""
+    """An empty figure (inches) whose title names the data, your own as you do."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    figure.suptitle(f"{title} · {data_name(dataset)}")
+    figure.suptitle(f"{title} · {DATA_NAMES.get(dataset, dataset)}")
     return figure
-
-
-def data_name(dataset):
-    """What a title calls the data: your own by the name that you gave them."""
-    return DATA_NAMES.get(dataset, dataset)
 
 
 def show_image(axes, image):
@@ -119,20 +112,25 @@ def encoded_image(image, label):
 def box_label_block(axes, rows=ff.LABEL_ROWS, columns=ff.LABEL_LEN, linewidth=3):
     """Draw the cyan box around the label block, in the top left corner."""
     box = Rectangle((-0.5, -0.5), columns, rows, fill=False, clip_on=False)
-    axes.add_patch(box).set(edgecolor=CYAN, linewidth=linewidth)
+    axes.add_patch(box).set(edgecolor="cyan", linewidth=linewidth)
 
 
 def plot_goodness(axes, args, epochs, arrays):
-    """Goodness of each layer with true and with wrong labels, and theta, if it counts.
-
-    arrays: of model.npz, by their names there; for plot_accuracies() too
-    """
-    for i, g in enumerate(arrays["ff_g_pos"]):
+    """Goodness of each layer with true and with wrong labels, and theta; with --loss
+    softmax, to which it counts in comparison alone, the difference, which is small.
+    arrays: of model.npz, by their names there; for plot_accuracies() too"""
+    true, wrong = arrays["ff_g_pos"], arrays["ff_g_neg"]
+    if args.loss == "softmax":
+        for i, g in enumerate(true - wrong):
+            axes.plot(epochs, g, label=f"layer {i}, difference", **LAYER_LOOKS[i])
+        axes.axhline(0, **REFERENCE, label="no difference")
+        axes.set_ylabel("mean(h²), true − wrong")
+        return
+    for i, g in enumerate(true):
         axes.plot(epochs, g, label=f"layer {i}, true label", **LAYER_LOOKS[i])
-    if args.loss == "threshold":
-        name = f"threshold θ = {args.threshold:g}"
-        axes.axhline(args.threshold, **REFERENCE, label=name)
-    for i, g in enumerate(arrays["ff_g_neg"]):
+    name = f"threshold θ = {args.threshold:g}"
+    axes.axhline(args.threshold, **REFERENCE, label=name)
+    for i, g in enumerate(wrong):
         look = LAYER_LOOKS[i] | {"linestyle": "--", "markerfacecolor": "white"}
         axes.plot(epochs, g, label=f"layer {i}, wrong label", **look)
     axes.set_ylabel("goodness, mean(h²)")
@@ -153,19 +151,19 @@ def plot_accuracies(axes, epochs, arrays):
     axes.set_ylabel("accuracy, %")
 
 
-def finish_curves(axes, first, last):
+def finish_curves(axes, first, last, **legend):
     """Whole epochs from first to last along x, about 12 markers, and a legend."""
     axes.set(xlabel="epoch", xlim=(first - 0.5, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for line in axes.lines:
         line.set_markevery(max(1, len(line.get_xdata()) // 12))
-    add_legend(axes, columns=2)
+    add_legend(axes, columns=2, **legend)
 
 
-def add_legend(axes, columns=1):
-    """A legend above all that is drawn, where the axes have no numbers."""
+def add_legend(axes, columns=1, row=0.1):
+    """A legend above all that is drawn; row: the height of its rows, in that of axes."""
     (low, high), ticks = axes.get_ylim(), axes.get_yticks()
-    share = 0.06 + 0.1 * -(-len(axes.lines) // columns)  # of the height
+    share = 0.06 + row * -(-len(axes.lines) // columns)  # where axes have no numbers
     axes.set_ylim(low, high + (high - low) * share / (1 - share))
     axes.set_yticks([tick for tick in ticks if low <= tick <= high])
     axes.legend(loc="upper left", ncols=columns)
@@ -187,22 +185,16 @@ def example_images(args, images, labels):
 
 def example_label_encoded(args, image, label):
     """An image, uint8 (H, W, 3), raw, with its true label and with a wrong one."""
-    wrong = (label + 5) % ff.N_CLASSES
-    title, raw, encoded = "What the learners see", "BP", "FF"
-    text = "the label block, magnified  →\nwhite +1, black −1"
-    if args.label_input != "corner":
-        title = "The label block (not used by this model)"
-        raw, encoded = "FF and BP", "block"
-        text = f"Instead of a block, this model\nhas weights for the label.\n\n{text}"
-    figure = new_figure(title, args.dataset, 10, 5.4)
+    figure = new_figure("What the learners see", args.dataset, 10, 5.4)
     (raw_axes, *uppers), (words, *lowers) = figure.subplots(2, 3, height_ratios=(4, 1))
-    raw_axes.set_title(f"raw, for {raw}: {args.classes[label]}", fontsize=11.5)
+    raw_axes.set_title(f"raw, for BP: {args.classes[label]}", fontsize=11.5)
     show_image(raw_axes, image / 255)
     words.axis("off")
+    text = "the label block, magnified  →\nwhite +1, black −1"
     words.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
-    cases = ("positive: true", label), ("negative: wrong", wrong)
+    cases = ("positive: true", label), ("negative: wrong", (label + 5) % ff.N_CLASSES)
     for (name, k), upper, lower in zip(cases, uppers, lowers, strict=True):
-        upper.set_title(f"{encoded}, {name} label {args.classes[k]}", fontsize=11.5)
+        upper.set_title(f"FF, {name} label {args.classes[k]}", fontsize=11.5)
         pixels = encoded_image(image, k)
         show_image(upper, pixels)
         show_image(lower, pixels[: ff.LABEL_ROWS, : ff.LABEL_LEN])
@@ -214,32 +206,51 @@ def example_label_encoded(args, image, label):
     return figure
 
 
-# (row, column) in layer 0; the first three see the label block, or a part of it
+# (row, column) in layer 0; the first three see the label block, or a part of it. Without
+# a block: shares of the way to the last row and column, all over the image.
 POSITIONS = (0, 0), (1, 5), (2, 9), (0, 16), (11, 11), (21, 21)
-SHOWN_CHANNELS = 4  # the first ones, unchosen
-FULL_COLOUR = 6  # standard deviations of the initial weights
+SHARES = (0.2, 0.2), (0.2, 0.5), (0.2, 0.8), (0.8, 0.2), (0.8, 0.5), (0.8, 0.8)
 
 
-def receptive_fields(args, layer):
+def in_pixels(W, kernel):
+    """Weights (..., R, R, 3) of what ff.filtered() makes with kernel (F, F, 3, 3), as
+    weights (..., R + F - 1, R + F - 1, 3) of what it is made from."""
+    R, F = W.shape[-2], len(kernel)
+    result = np.zeros((*W.shape[:-3], R + F - 1, R + F - 1, ff.DEPTH))
+    for i, j in np.ndindex(F, F):
+        result[..., i : i + R, j : j + R, :] += W @ kernel[i, j].T
+    return result
+
+
+def receptive_fields(args, learner):
     """FF's layer-0 weights at six positions, the same channels at each, on one scale.
 
-    The scale is set by the initial weights, so that fields that learned little show
-    the faint noise they began with, unless most have grown far beyond them; strong
-    weights go beyond it and are clipped.
+    Those of whitened pixels are drawn as weights of the pixels themselves. The scale is
+    set by the initial weights, so that fields that learned little show the faint noise
+    they began with, unless most have grown far beyond them; strong ones are clipped.
     """
-    R, W = layer.field, layer.get_weights()["W"]
-    initial = np.sqrt(2 / W.shape[2])  # standard deviation, He-normal
-    limit = max(FULL_COLOUR * initial, 2 * np.sqrt(np.mean(W**2)))
-    rows, last = min(SHOWN_CHANNELS, layer.channels), layer.side - 1
-    title = "Receptive fields of FF's layer 0"
+    layer, corner = learner.layers[0], args.label_input == "corner"
+    R, W, last = layer.field, layer.get_weights()["W"], layer.side - 1
+    positions = np.rint(np.multiply(SHARES, last)).astype(int)
+    note, kernel = f"Rows and columns 0 to {last}.", np.eye(ff.DEPTH)[None, None]
+    if corner:  # the block is written into the whitened image: no weights of pixels
+        positions = np.minimum(POSITIONS, last)
+        note += " Cyan: where the label block lies in the field."
+    elif args.whiten:
+        kernel = learner.whitening
+        note += f" Seen through the whitening; the middle {R}x{R} are the unit's own."
+    fields = in_pixels(np.moveaxis(W, 3, 2).reshape(*W.shape[:2], -1, R, R, 3), kernel)
+    # The root mean square that a field begins with: He-normal weights, filtered.
+    initial = np.sqrt(2 / 3 * np.sum(kernel**2) / fields[0, 0, 0].size)
+    limit = max(6 * initial, 2 * np.sqrt(np.sum(fields**2) / W.size))
+    rows = min(4, layer.channels)  # the first ones, unchosen
+    title = f"Receptive fields of FF's layer 0, recipe {args.recipe}"
     figure = new_figure(title, args.dataset, 10, 1.6 + 1.8 * rows)
-    corner = args.label_input == "corner"
-    grid = figure.subplots(rows, len(POSITIONS), squeeze=False)
-    for column, position in zip(grid.T, POSITIONS, strict=True):
-        i, j = np.minimum(position, last)
+    grid = figure.subplots(rows, len(positions), squeeze=False)
+    for column, (i, j) in zip(grid.T, positions, strict=True):
         for channel, axes in enumerate(column):
-            weights = W[i, j, :, channel]
-            show_image(axes, 0.5 + weights.reshape(R, R, ff.DEPTH) / (2 * limit))
+            weights = fields[i, j, channel]
+            show_image(axes, 0.5 + weights / (2 * limit))
             axes.spines[:].set(visible=True, color="0.7")
             in_sight = min(ff.LABEL_ROWS - i, R), min(ff.LABEL_LEN - j, R)
             if min(in_sight) > 0 and corner:
@@ -249,16 +260,9 @@ def receptive_fields(args, layer):
         column[0].set_title(f"row {i},\ncolumn {j}", fontsize=11, loc="center")
     for channel, axes in enumerate(grid[:, 0]):
         axes.set_ylabel(f"channel {channel}", fontsize=11)
-    note = ""
-    if corner:
-        note = "Cyan: where the label block lies in the field."
-    elif layer.connections[0].padding:
-        note = "Plain grey at an edge: beyond the image, no weights."
-    if args.whiten:
-        note = f"The input is whitened. {note}"
-    scale = f"Grey 0, black and white ∓{limit:.2f}, {limit / initial:.0f} standard "
-    scale += "deviations of the initial weights; rms in units of the initial one."
-    figure.supxlabel(f"{scale}\n{note}".strip(), fontsize=10.5)
+    scale = f"Grey 0, black and white ∓{limit:.2f}, {limit / initial:.0f} times the "
+    scale += "initial weights' rms, which is ×1."
+    figure.supxlabel(f"{scale}\n{note}", fontsize=10.5)
     return figure
 
 
@@ -277,8 +281,7 @@ def per_class_accuracy(args, accuracies, n_images):
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
         axes.bar_label(bars, fmt="{:.0f}", fontsize=size, padding=2, bbox=white)
     axes.axhline(100 / ff.N_CLASSES, **REFERENCE, zorder=0.5, label="chance: 10 %")
-    axes.set_xlim(-0.6, ff.N_CLASSES - 0.4)
-    axes.set_ylabel("accuracy, % of the class's images")
+    axes.set(ylabel="accuracy in the class, %", xlim=(-0.6, ff.N_CLASSES - 0.4))
     axes.set_xticks(range(ff.N_CLASSES), args.classes)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
@@ -303,7 +306,6 @@ def curves(args, arrays, n_train, n_test):
     plot_accuracies(top_left, epochs, arrays)
     seen = min(n_train, args.eval_subset)
     top_left.set_title(f"Accuracy, first {n_test:,} test, {seen:,} training images")
-    top_left.set_ylim(bottom=0)
 
     plot_goodness(top_right, args, epochs, arrays)
     low = " (true: to be low)" if args.objective == "min" else ""
@@ -328,12 +330,8 @@ def curves(args, arrays, n_train, n_test):
         low_right.axis("off")
     for axes in (top_left, top_right, low_left, low_right):
         if axes.lines:
-            finish_curves(axes, 1, args.n_epochs)
+            finish_curves(axes, 1, args.n_epochs, row=0.065)
     return figure
-
-
-SHOWN_ITERATIONS = 10  # as many as the paper runs, which predicts from WINDOW
-SETTLING_IMAGES = 1000  # at most, as each takes all labels through all iterations
 
 
 def settle(learner, images, labels):
@@ -342,9 +340,9 @@ def settle(learner, images, labels):
     Means over the images: the goodness (n, L) of the true label, of the best wrong one
     for that layer and iteration, and of all ten; the accuracy (n,) of an iteration alone.
     """
-    n = SHOWN_ITERATIONS  # g: (n, L, N_CLASSES, B)
+    n = 10  # as many as the paper runs, which predicts from WINDOW
     g = ff.in_batches(lambda x: learner.goodness_by_iteration(x, n), images)
-    at = np.s_[:, :, labels, np.arange(len(labels))]
+    at = np.s_[:, :, labels, np.arange(len(labels))]  # of g (n, L, N_CLASSES, B)
     others = learner.sign * g
     alone = others.sum(axis=1).argmax(axis=1) == labels
     others[at] = -np.inf
@@ -359,7 +357,7 @@ def recurrent(args, learner, images, labels):
     figure = new_figure(title, args.dataset, 11, 8.2)
     extreme = "highest" if args.objective == "max" else "lowest"
     first, *_, last = ff.WINDOW
-    iterations = np.arange(1, SHOWN_ITERATIONS + 1)
+    iterations = np.arange(1, len(alone) + 1)
     layers = range(args.n_layers)
     panels = figure.subplot_mosaic([[*layers], ["accuracy"] * len(layers)])
     for i in layers:
@@ -368,8 +366,7 @@ def recurrent(args, learner, images, labels):
         look = look | {"linestyle": "--", "markerfacecolor": "white"}
         label = f"{extreme} wrong label"
         axes.plot(iterations, (wrong - average)[:, i], label=label, **look)
-        ends = f"{average[0, i]:.2f} → {average[-1, i]:.2f}"
-        axes.set_title(f"Layer {i}, average {ends}")
+        axes.set_title(f"Layer {i}, average {average[0, i]:.2f} → {average[-1, i]:.2f}")
     panels[0].set_ylabel("goodness, mean(h²),\nabove average")
 
     axes, look = panels["accuracy"], LEARNER_LOOKS["FF"]
@@ -379,13 +376,12 @@ def recurrent(args, learner, images, labels):
         ("predict_one_pass", "one pass, the classifier", GREEN, "-."),
     ):
         value = 100 * ff.accuracy(learner, images, labels, method)
-        name += f": {value:.1f} %"
-        axes.axhline(value, color=color, linestyle=style, label=name)
+        axes.axhline(value, label=f"{name}: {value:.1f} %", color=color, ls=style)
     axes.set(title="Accuracy, all layers summed", ylabel="accuracy, %")
     for axes in panels.values():
         add_legend(axes)
         axes.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0)
-        axes.set(xlabel="iteration", xlim=(0.5, SHOWN_ITERATIONS + 0.5))
+        axes.set(xlabel="iteration", xlim=(0.5, len(alone) + 0.5))
         axes.set_xticks(iterations)
         axes.grid(False, axis="x")
     figure.supxlabel(
@@ -400,10 +396,20 @@ def recurrent(args, learner, images, labels):
 
 # --------------------------------------------------------- figure of many runs
 
-FULL_TEST = {  # names in model.npz
-    "FF": "ff_full_test_acc",
-    "FF one pass": "ff_full_test_one_pass_acc",
-    "BP": "bp_full_test_acc",
+FULL_TEST = "ff_full_test_acc", "ff_full_test_one_pass_acc", "bp_full_test_acc"
+ROWS = {  # how the figure calls the README's runs, in their order
+    "headline": "headline: 10,000 images, label in a corner",
+    "random-labels": "label to every unit, random wrong labels",
+    "hard-labels": "hard wrong labels",
+    "ten-labels": "all ten labels at once",
+    "ten-labels-1": "one layer, all ten labels at once",
+    "recurrent": "Hinton's recurrent network",
+    "recurrent-50000": "Hinton's recurrent network, 50,000 images",
+    "one-layer": "one layer, 50,000 images, 20 epochs",
+    "whitened": "one layer, whitened, 6 epochs",
+    "second-layer": "two layers, 6 epochs",
+    "third-layer": "three layers, 6 epochs",
+    "best": "best: two layers, 90 epochs",
 }
 
 
@@ -411,7 +417,7 @@ def read_runs(paths):
     """The data of saved runs, and their accuracies in percent: {row: {learner: list}}.
 
     A row is named by its files, without their seeds: best-0.npz and best-1.npz are
-    two seeds of "best".
+    two seeds of "best". The README's own come first, in its order.
     """
     if len({path.stem for path in paths}) < len(paths):
         raise ff.RunError("two files of the same name: each run counts once")
@@ -420,7 +426,8 @@ def read_runs(paths):
         advice = f"make one with {ff.MAKE_MODEL}"
         with ff.reading(path, "model", "config", advice) as arrays:
             dataset = json.loads(str(arrays["config"]))["arguments"]["dataset"]
-            tested = {n: float(arrays[k]) for n, k in FULL_TEST.items() if k in arrays}
+            keys = zip(LEARNER_LOOKS, FULL_TEST)
+            tested = {name: float(arrays[key]) for name, key in keys if key in arrays}
         if "FF" not in tested:
             raise ff.RunError(f"{path} was not made with --full-test")
         if dataset != (first := first or dataset):
@@ -428,42 +435,36 @@ def read_runs(paths):
         row = rows.setdefault(re.sub(r"-\d+$", "", path.stem), {})
         for name, accuracy in tested.items():
             row.setdefault(name, []).append(100 * accuracy)
-    return dataset, rows
+    names = sorted(rows, key=[*ROWS, *rows].index)
+    return dataset, {name: rows[name] for name in names}
 
 
 def closing_the_gap(dataset, rows):
     """Test accuracies of FF and BP seed by seed, and their means; see read_runs()."""
     title = "Closing the gap: all test images"
-    figure = new_figure(title, dataset, 11, 1.9 + 0.55 * len(rows))
-    axes = figure.subplots()
-    for y, accuracies in enumerate(rows.values()):
-        means = [np.mean(values) for values in accuracies.values()]
-        axes.plot([min(means), max(means)], [y, y], color="0.8", lw=3, zorder=1)
-        for k, (name, values) in enumerate(accuracies.items()):
-            look, mean = LEARNER_LOOKS[name], means[k]
-            at = y + 0.28 * (k - (len(means) - 1) / 2)  # no overlap
-            axes.plot(mean, at, look["marker"], color=look["color"], ms=8, zorder=2)
-            axes.plot(values, [at] * len(values), ".", color="0.2", ms=4, zorder=3)
-            end, side, ha = min(values), -1, "right"
-            if mean > min(means):
-                end, side, ha = max(values), 1, "left"
-            place = {"xytext": (10 * side, 0), "textcoords": "offset points", "ha": ha}
-            text = {"color": look["color"], "size": 10.5, "va": "center"}
-            axes.annotate(f"{mean:.1f}", (end, at), **place, **text)
-    for name, look in LEARNER_LOOKS.items():
-        if any(name in accuracies for accuracies in rows.values()):
-            look = look | {"linestyle": "none", "markersize": 8}
-            axes.plot([], [], label=f"{name}, mean", **look)
-    axes.plot([], [], ".", color="0.2", ms=4, label="one seed")
-    axes.axvline(100 / ff.N_CLASSES, **REFERENCE, label="chance")
-    axes.set_yticks(range(len(rows)), rows)
+    figure = new_figure(title, dataset, 11, 1.4 + 0.24 * len(rows))
+    names = [n for n in LEARNER_LOOKS if any(n in row for row in rows.values())]
+    axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(14, len(names)))
+    table.axis("off")
+    table.set_xlim(-0.5, len(names) - 0.5)
+    text = {"fontsize": 10.5, "ha": "center", "va": "center"}
+    for k, name in enumerate(names):
+        look = LEARNER_LOOKS[name] | {"linestyle": "none", "markersize": 6.5}
+        axes.plot([], [], label=f"{name}, mean", **look)
+        table.plot(k, -1.1, clip_on=False, **look)
+        for y, row in enumerate(rows.values()):
+            if values := row.get(name):
+                mean, at = np.mean(values), y + 0.25 * (k - (len(names) - 1) / 2)
+                axes.plot(mean, at, **look)
+                axes.plot(values, [at] * len(values), ".", color="0.2", markersize=3)
+                table.text(k, y, f"{mean:.1f}", color=look["color"], **text)
+    axes.plot([], [], ".", color="0.2", markersize=3, label="one seed")
+    axes.set_yticks(range(len(rows)), [ROWS.get(row, row) for row in rows])
     # The first row is on top.
     axes.set(xlabel="test accuracy, %", ylim=(len(rows) - 0.4, -0.6))
-    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelsize=10.5)
     # Above the axes, where it can cover no point.
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     return figure
 
 
@@ -530,13 +531,14 @@ def draw_model(learners, args, arrays, data, n_images=ff.N_TEST):
     figures = {
         "example_images": (example_images, test_x, test_y),
         "example_label_encoded": (example_label_encoded, test_x[0], test_y[0]),
-        "receptive_fields_layer0": (receptive_fields, FF.layers[0]),
+        "receptive_fields_layer0": (receptive_fields, FF),
         "per_class_accuracy": (per_class_accuracy, accuracies, len(labels)),
         "ff_vs_bp_curves": (curves, arrays, *counts),
     }
+    if args.label_input != "corner":
+        del figures["example_label_encoded"]  # it has no block
     if args.recipe == "recurrent":
-        few = images[:SETTLING_IMAGES], labels[:SETTLING_IMAGES]
-        figures["recurrent"] = (recurrent, FF, *few)
+        figures["recurrent"] = recurrent, FF, images, labels
     return {name: partial(draw, args, *of) for name, (draw, *of) in figures.items()}
 
 
@@ -556,18 +558,16 @@ def main():
         "python3 visualize_ff_cifar_locally_connected.py --model model.npz",
     )
     what = parser.add_mutually_exclusive_group()
-    help = "file made with --save; a model is trained where it is missing"
-    help += " (default: %(default)s)"
+    help = "file made with --save; if missing, one is trained (default: %(default)s)"
     what.add_argument("--model", type=Path, default="model.npz", help=help)
     help = "draw closing_the_gap.png instead: a row for each NAME of runs NAME-SEED.npz"
     what.add_argument("--runs", type=Path, nargs="+", metavar="FILE", help=help)
     help = "draw receptive_fields_NAME.png of this NAME.npz instead"
     what.add_argument("--receptive-fields", type=Path, metavar="FILE", help=help)
-    help = "test images that are looked at; for recurrent.png the first "
-    help += f"{SETTLING_IMAGES} of them (default: %(default)s)"
+    help = "test images that are looked at, the first ones (default: %(default)s)"
     count = {"type": ff.number(int, 1, ff.N_TEST), "default": ff.N_TEST}
     parser.add_argument("--per-class-test-subset", **count, metavar="N", help=help)
-    help = "folder of the figures, made if there is none (default: %(default)s)"
+    help = "folder of the figures, whose own are replaced (default: %(default)s)"
     parser.add_argument("--outdir", type=Path, default="viz", metavar="DIR", help=help)
     ff.add_training_flags(parser)
     parser.set_defaults(bp_baseline=True)
@@ -586,7 +586,7 @@ def main():
         figures = {"closing_the_gap": partial(closing_the_gap, dataset, rows)}
     elif path := args.receptive_fields:
         learners, trained, _ = ff.load_model(path)
-        draw = partial(receptive_fields, trained, learners["FF"].layers[0])
+        draw = partial(receptive_fields, trained, learners["FF"])
         dataset, figures = trained.dataset, {f"receptive_fields_{path.stem}": draw}
     else:
         learners, trained, *others = get_model(args, usual)
