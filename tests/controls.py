@@ -83,13 +83,13 @@ class SeeingUnits(ff.ForwardForward):
             ff.goodness, ff.goodness_gradient = usual
 
 
-# Learning rates chosen on held-out images, of 0.0001, 0.0003, 0.001, 0.003
+# Learning rates chosen on held-out images, of 0.0001, 0.0003, 0.001, 0.003, 0.01
 LINEAR, BEST_IMAGES = {"lr_schedule": "linear"}, {"recipe": "best", "n_epochs": 20}
 CONTROLS = {
     "pixels": (SoftmaxRegression, LINEAR | {"bp_lr": 0.003}),
     "pixels, best's images": (SoftmaxRegression, BEST_IMAGES | {"bp_lr": 0.0003}),
     "random stack": (RandomStack, {"bp_lr": 0.001}),
-    "random layer, one-layer": (RandomStack, {"recipe": "one-layer", "bp_lr": 0.003}),
+    "random layer, one-layer": (RandomStack, {"recipe": "one-layer", "bp_lr": 0.01}),
     "units that see": (SeeingUnits, {}),
 }
 

@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -116,6 +117,17 @@ def zip_of(members, compression=zipfile.ZIP_STORED):
 def heed_interrupts():
     """Undo that a process started in the background ignores Ctrl-C, as all below it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def files_below(size):
+    """Limits a process as a full disk does: write() fails when a file has this size."""
+
+    def limit():
+        heed_interrupts()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
 
 
 def start(settings, *flags, script=ff.__name__, env=None, **options):

@@ -1,15 +1,11 @@
 """The loader on a real HTTP server on loopback, on small archives of both layouts."""
 
-import contextlib
 import http.server
 import os
 import pty
 import re
-import resource
 import shutil
 import signal
-import ssl
-import subprocess
 import tarfile
 import threading
 import time
@@ -36,7 +32,7 @@ REAL_DIGEST = "80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660"
 class Server(http.server.ThreadingHTTPServer):
     """Answers /path with answers[path], one for each request; the last one stays."""
 
-    daemon_threads, scheme = True, "http"
+    daemon_threads = True
 
     def begin(self, **answers):
         self.answers = {f"/{name}": list(a) for name, a in answers.items()}
@@ -47,19 +43,7 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # clients that go away are the point of some tests
 
     def url(self, path):
-        return f"{self.scheme}://127.0.0.1:{self.server_port}{path}"
-
-
-@contextlib.contextmanager
-def running(context=None):
-    """A Server; context: of its certificate, for https."""
-    with Server(("127.0.0.1", 0), Handler) as server:
-        if context:
-            server.scheme = "https"
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        yield server
-        server.shutdown()
+        return f"http://127.0.0.1:{self.server_port}{path}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -116,8 +100,10 @@ def waits_half_way(body):
 
 @pytest.fixture(scope="module")
 def the_server():
-    with running() as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         yield server
+        server.shutdown()
 
 
 @pytest.fixture
@@ -198,15 +184,13 @@ def test_both_archives_give_the_same_arrays_in_whatever_order_they_are(
 
 
 def test_the_cache_serves_without_archives_or_a_network_and_numpy_alone_reads_it(
-    cache, monkeypatch, capsys
+    cache, monkeypatch
 ):
     monkeypatch.setenv("HINTON_CIFAR_CACHE", str(cache))
     put(cache, "cifar10.zip", KAGGLE)
     ff.load_cifar10()
     os.remove(cache / "cifar10.zip")
-    capsys.readouterr()
     np.testing.assert_array_equal(ff.load_cifar10()[0], ARRAYS[0])
-    assert capsys.readouterr() == ("", "")
     with np.load(cache / "cifar10.npz", allow_pickle=False) as file:
         assert file.files == ["train_x", "train_y", "test_x", "test_y"]
         for name, truth in zip(file.files, ARRAYS):
@@ -230,7 +214,6 @@ def test_the_real_archives_give_arrays_with_the_published_digest(
     assert small.digest(arrays) == REAL_DIGEST
     shapes = [(50_000, 32, 32, 3), (50_000,), (10_000, 32, 32, 3), (10_000,)]
     assert [a.shape for a in arrays] == shapes
-    assert {a.dtype for a in arrays} == {np.dtype(np.uint8)}
     assert arrays[1][:5].tolist() == [6, 9, 9, 4, 1]  # frog, two trucks, ...
     shutil.rmtree(cache)
 
@@ -244,8 +227,6 @@ BAD_SOURCES = {
     "a web page": (sends(WEB_PAGE), "gzip"),
     "nothing": (sends(b""), "closed after 0"),
     "half": (sends(HALF, len(TORONTO)), f"after {len(HALF)} of {len(TORONTO)} bytes"),
-    "a cut archive": (sends(HALF, ""), "unexpected end"),
-    "another archive": (sends(KAGGLE), "gzip"),
     "silence": (waits_half_way(TORONTO), "timed out"),
     "a circle": (redirect("/toronto"), "redirect"),
     "a local file": (redirect("file:///etc/passwd"), "file:///etc/passwd"),
@@ -299,24 +280,13 @@ def test_a_server_gives_way_only_below_the_floor_speed(
     assert slow == (len(asked) == 2)
 
 
-OTHERS = small.make_arrays(seed=1)
-NO_SOURCES = {
-    "errors": (unavailable, sends(WEB_PAGE), "503", "not a zip file"),
-    "other data": (
-        sends(small.tar_gz(small.toronto_members(OTHERS))),
-        sends(small.zip_of(small.kaggle_members(OTHERS))),
-        *map(small.digest, (ARRAYS, OTHERS)),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NO_SOURCES)
 def test_where_no_source_has_the_data_both_are_named_and_nothing_is_cached(
-    serve, cache, case
+    serve, cache
 ):
-    toronto, kaggle, *words = NO_SOURCES[case]
-    server = serve([toronto], [kaggle])
+    others = small.make_arrays(seed=1)
+    server = serve(kaggle=[sends(small.zip_of(small.kaggle_members(others)))])
     cache.mkdir()
+    words = "503", *map(small.digest, (ARRAYS, others))
     assert_gives_up(cache, NoFile, *map(server.url, ("/toronto", "/kaggle")), *words)
 
 
@@ -328,30 +298,17 @@ def test_no_route_to_any_source_is_told_with_what_is_in_the_cache_folder(cache):
     assert_gives_up(cache, NoFile, "(it has: cifar-10-python.tar.gz)")
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
-def test_a_certificate_that_fails_is_told_with_the_variable_that_makes_it_trusted(
-    cache, tmp_path, monkeypatch
-):
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {tmp_path / 'key'} "
-    command += f"-out {tmp_path / 'trusted'} -subj /CN=127.0.0.1 "
-    command += "-addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "trusted", tmp_path / "key")
-    with running(context) as server:
-        server.begin(toronto=[sends(TORONTO)], kaggle=[sends(KAGGLE)])
-        monkeypatch.setattr(ff, "TORONTO_URL", server.url("/toronto"))
-        trusted = {"SSL_CERT_FILE": str(tmp_path / "trusted")}
-        with pytest.raises(NoFile) as error:
-            ff.load_cifar10(cache)
-        small.assert_one_line(str(error.value), "certificate verify", *trusted)
-        assert server.requests == names(cache) == []
-        err = assert_runs(cache, server, env=trusted)
-    small.assert_one_line(err, f"from {server.url('/toronto')}")
-    assert_loads(cache)
-
-
 # ------------------------------------------------- damaged archives and caches
+
+
+def tar(change):
+    change(members := small.toronto_members(ARRAYS))
+    return "cifar-10-binary.tar.gz", small.tar_gz(members)
+
+
+def zip_(change):
+    change(members := small.kaggle_members(ARRAYS))
+    return "cifar10.zip", small.zip_of(members)
 
 
 def link_out(members):
@@ -359,65 +316,44 @@ def link_out(members):
     members[2][1] = b""
 
 
-def swap_two_batches(members):
+def swap(members):
     members[1][1], members[2][1] = members[2][1], members[1][1]
 
 
-def image(*shape):
-    return lambda m: m[4].__setitem__(1, small.png(np.zeros(shape, np.uint8)))
-
-
-def renamed(pattern, name):
-    """Renames the first image."""
-    return lambda m: m[1].__setitem__(0, re.sub(pattern, name, m[1][0]))
-
-
-TAR_FAULTS = {
-    "a batch is missing": lambda m: m.pop(3),
-    "a batch is too short": lambda m: m[2].append(m[2].pop()[:-1]),
-    "a batch is too long": lambda m: m[2].append(m[2].pop() + b"x"),
-    "two batches are swapped": swap_two_batches,
-    "a batch comes twice, differently": lambda m: m.append([m[1][0], m[2][1]]),
-    "a label is over 9": lambda m: m[1].append(b"\x0a" + m[1].pop()[1:]),
-    "a batch is a link out": link_out,
-}
-ZIP_FAULTS = {
-    "an image is missing": lambda m: m.pop(5),
-    "an image is another": lambda m: m[4].__setitem__(1, m[5][1]),
-    "an index is out of range": renamed("/0_", "/30_"),
-    "a folder is of no class": renamed("train/[a-z]+", "train/plane"),
-    "an image is 32x31": image(32, 31, 3),
-    "an image is grey": image(32, 32),
-    "an image has an alpha channel": image(32, 32, 4),
-    "an image is no PNG": lambda m: m[4].append(b"GIF89a" + m[4].pop()),
-    "an image is cut": lambda m: m[4].append(m[4].pop()[:-40]),
+GREY = small.png(np.zeros((32, 32), np.uint8))
+DAMAGED = {
+    "a batch is missing": tar(lambda m: m.pop(3)),
+    "a batch is too short": tar(lambda m: m[2].append(m[2].pop()[:-1])),
+    "a batch is too long": tar(lambda m: m[2].append(m[2].pop() + b"x")),
+    "two batches are swapped": tar(swap),
+    "a batch is a link out": tar(link_out),
+    "an index is too high": zip_(lambda m: m.append(["train/cat/60_cat.png", m[1][1]])),
+    "two images are swapped": zip_(swap),
+    "an image is grey": zip_(lambda m: m[4].__setitem__(1, GREY)),
+    "an image is cut": zip_(lambda m: m[4].append(m[4].pop()[:-40])),
+    "the end is missing": ("cifar10.zip", KAGGLE[: len(KAGGLE) // 2]),
 }
 
 
-@pytest.mark.parametrize("fault", [*TAR_FAULTS, *ZIP_FAULTS])
-def test_a_damaged_archive_is_refused_in_one_line(cache, capsys, fault):
-    name, members, faults, pack = (
-        ("cifar-10-binary.tar.gz", small.toronto_members, TAR_FAULTS, small.tar_gz)
-        if fault in TAR_FAULTS
-        else ("cifar10.zip", small.kaggle_members, ZIP_FAULTS, small.zip_of)
-    )
-    faults[fault](members := members(ARRAYS))
-    put(cache, name, pack(members))
+@pytest.mark.parametrize("name, archive", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_archive_is_refused_in_one_line_left_alone_and_the_next_taken(
+    serve, cache, capsys, name, archive
+):
+    put(cache, name, archive)
     assert_gives_up(cache, RunError, cache / name, f"(it has: {name})")
     first = capsys.readouterr().err.splitlines()[0]
     assert re.match(rf"gave up on {re.escape(str(cache / name))}: .", first)
+    shutil.rmtree(cache)
+    put(cache, name, archive)
+    serve([sends(TORONTO)])
+    assert_loads(cache)
+    assert (cache / name).read_bytes() == archive
 
 
 BAD_CACHES = {
-    "empty": b"",
-    "cut": NPZ[:-100],
     "a flipped bit": NPZ[:5000] + bytes([NPZ[5000] ^ 1]) + NPZ[5001:],
-    "another file": b"not an npz",
     "a bare array": NPZ[NPZ.index(b"\x93NUMPY") :],
     "other images": small.npz(small.make_arrays(seed=1)),
-    "labels of another type": small.npz(ARRAYS, train_y=ARRAYS[1].astype(np.int64)),
-    "one array too few": small.zip_of([]),
-    "pickled labels": small.npz(ARRAYS, train_y=ARRAYS[1].astype(object)),
 }
 
 
@@ -432,20 +368,6 @@ def test_a_damaged_cache_is_made_anew_and_one_line_says_so(cache, capsys, damage
     assert made == f"made {cache / 'cifar10.npz'} from {archive}"
     assert_loads(cache)
     assert capsys.readouterr().err == ""
-
-
-def test_cut_archives_at_hand_give_way_to_the_network_and_are_left_alone(
-    serve, cache, capsys
-):
-    server = serve([sends(TORONTO)])
-    put(cache, "cifar-10-binary.tar.gz", HALF)
-    put(cache, "cifar10.zip", KAGGLE[: len(KAGGLE) // 2])
-    assert_loads(cache)
-    tar, zip_, made = capsys.readouterr().err.splitlines()
-    assert f"gave up on {cache / 'cifar-10-binary.tar.gz'}" in tar
-    assert f"gave up on {cache / 'cifar10.zip'}" in zip_
-    assert server.url("/toronto") in made
-    assert (cache / "cifar-10-binary.tar.gz").read_bytes() == HALF
 
 
 @pytest.mark.parametrize("where", ["file", "file/folder", 300 * "x"])
@@ -464,64 +386,49 @@ def test_a_cache_folder_that_cannot_be_looked_at_is_one_line_and_no_synthetic_ru
 # --------------------------------------------------------- processes of its own
 
 
-def start(cache, server=None, timeout=1.0, **options):
-    """A small run of the main script that gets its data from the server."""
-    urls = {"TIMEOUT": timeout}
-    for name in ("toronto", "kaggle") if server else ():
-        urls[f"{name.upper()}_URL"] = server.url(f"/{name}")
+def start(cache, **options):
+    """A small run of the main script that gets its data where this process would."""
+    urls = {"TORONTO_URL": ff.TORONTO_URL, "KAGGLE_URL": ff.KAGGLE_URL}
+    settings = small.constants(ARRAYS, TIMEOUT=30.0, **urls)
     flags = "--n-epochs 1 --train-subset 10 --eval-subset 10 --batch-size 5"
     flags += " --fields 29,3 --channels 2"
-    settings = small.constants(ARRAYS, **urls)
     return small.start(settings, *flags.split(), "--cache-dir", cache, **options)
 
 
-def assert_runs(cache, server=None, **options):
+def assert_runs(cache, **options):
     """It trains on the true data; returns what it says on stderr."""
-    code, out, err = small.finish(start(cache, server, **options))
+    code, out, err = small.finish(start(cache, **options))
     assert (code, "chance" in out, "synthetic" in out) == (0, True, False), err
     return err
 
 
-def files_below(size):
-    """A limit on the size of files acts as a full disk does: write() fails."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
-
-
 def test_a_disk_too_full_for_the_archive_is_an_error_and_leaves_nothing(serve, cache):
-    server = serve([sends(TORONTO)], [sends(KAGGLE)])
-    room = files_below(len(TORONTO) // 2)
-    code, out, err = small.finish(start(cache, server, preexec_fn=room))
+    serve([sends(TORONTO)], [sends(KAGGLE)])
+    room = small.files_below(len(TORONTO) // 2)
+    code, out, err = small.finish(start(cache, preexec_fn=room))
     assert (code, out) == (1, "")
-    *given_up, last = err.splitlines()
-    assert [line.split(" http")[0] for line in given_up] == ["gave up on"] * 2
+    last = err.splitlines()[-1]
     small.assert_one_line(last, "no CIFAR-10 from", "File too large", cache)
     assert names(cache) == []
-    assert_runs(cache, server)
+    assert_runs(cache)
 
 
 def test_a_folder_that_takes_no_cache_may_hold_the_archive(cache):
     put(cache, "cifar-10-binary.tar.gz", TORONTO)
-    err = assert_runs(cache, preexec_fn=files_below(1000))
+    err = assert_runs(cache, preexec_fn=small.files_below(1000))
     small.assert_one_line(err, "cannot write", cache / "cifar10.npz", "too large")
     assert names(cache) == ["cifar-10-binary.tar.gz"]
 
 
 def test_two_processes_that_start_at_once_both_end_well(serve, cache):
     server = serve([waits_half_way(TORONTO)])
-    processes = [start(cache, server, timeout=30) for _ in range(2)]
+    processes = [start(cache) for _ in range(2)]
     while len(server.requests) < 2:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     server.go_on.set()
     ends = [small.finish(process) for process in processes]
     assert [code for code, *_ in ends] == [0, 0]
-    losses = [re.findall(r"^FF +1 +([\d.]+)", out, re.MULTILINE) for _, out, _ in ends]
-    assert losses[0] == losses[1] != []
     assert names(cache) == ["cifar10.npz"]
     assert_loads(cache)
 
@@ -530,19 +437,20 @@ def test_control_c_during_a_download_leaves_nothing_and_the_next_start_works(
     serve, cache
 ):
     server = serve([waits_half_way(TORONTO), sends(TORONTO)])
-    process = start(cache, server, timeout=30)
+    process = start(cache)
     assert server.half_way.wait(30)
     process.send_signal(signal.SIGINT)
     code, out, err = small.finish(process)
     assert (code, out) == (130, "")
-    small.assert_one_line(err, "interrupted")
+    assert err == "interrupted\n"
     assert names(cache) == []
-    assert_runs(cache, server)
+    assert_runs(cache)
 
 
 def test_a_terminal_sees_the_progress_and_its_line_wiped_clean(serve, cache):
+    serve([sends(TORONTO)])
     ours, theirs = pty.openpty()
-    process = start(cache, serve([sends(TORONTO)]), stderr=theirs)
+    process = start(cache, stderr=theirs)
     os.close(theirs)
     process.communicate()
     assert process.returncode == 0
