@@ -265,13 +265,17 @@ def test_a_redirect_is_followed_and_a_body_of_unknown_length_is_accepted(serve, 
 
 
 @pytest.mark.parametrize(
-    ("floor", "piece", "asked"),
-    [(100e3, 50, ["/toronto", "/kaggle"]), (1, len(TORONTO) // 20, ["/toronto"])],
+    ("seconds", "floor", "piece", "asked"),
+    [
+        (0.1, 100e3, 50, ["/toronto", "/kaggle"]),
+        (0.1, 1, len(TORONTO) // 20, ["/toronto"]),
+        (60, 1e9, len(TORONTO) // 20, ["/toronto"]),
+    ],
 )
-def test_a_server_gives_way_only_below_the_floor_speed(
-    serve, cache, capsys, monkeypatch, floor, piece, asked
+def test_a_server_gives_way_only_below_the_floor_speed_and_not_at_once(
+    serve, cache, capsys, monkeypatch, seconds, floor, piece, asked
 ):
-    monkeypatch.setattr(ff, "FLOOR_SECONDS", 0.1)
+    monkeypatch.setattr(ff, "FLOOR_SECONDS", seconds)
     monkeypatch.setattr(ff, "FLOOR_SPEED", floor)
     server = serve([sends(TORONTO, piece=piece)], [sends(KAGGLE)])
     assert_loads(cache)
