@@ -210,6 +210,9 @@ def test_data_of_ones_own_bring_their_name_and_classes(capsys, tmp_path):
     for name in "recipe", "seed", "lr", "bp_lr", "label_input", "negatives", "loss":
         assert f"{name} {vars(args)[name]}, " in lines[1] + ", "
     assert "mine" in lines[2]
+    F, S, C = args.fields[0], 33 - args.fields[0], args.channels
+    layer = f"layer 0: 32x32x3, fields {F}x{F} -> {S}x{S}x{C}, "
+    assert lines[3] == f"{layer}{S * S * C * (3 * F * F + 1):,} parameters"
     heading, *rows = [line.split() for line in lines[-11:]]
     assert heading == ["class", "FF", "%"]
     right = ff.in_batches(learner.predict, ARRAYS[2]) == ARRAYS[3]
