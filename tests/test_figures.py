@@ -396,7 +396,9 @@ def test_runs_are_compared_by_the_mean_of_their_seeds(tmp_path, dataset):
 
 def test_the_rows_that_have_words_are_those_of_the_readme_in_its_order():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [*viz.ROWS] == re.findall(r"^\| `([a-z][a-z0-9-]+)` \|", readme, re.MULTILINE)
+    assert [*viz.ROWS] == re.findall(
+        r"^\| `([a-z][a-z0-9-]+)` \|", readme, re.MULTILINE
+    )
 
 
 REFUSED = [  # script, flags, exit code, words

@@ -528,9 +528,19 @@ def test_a_training_that_goes_on_or_starts_again_follows_the_schedule_of_now(
         begin_step(adam)
         rates.append(adam.shrink)
 
+    losses, train_step = [], learner.train_step
+
+    def noting_losses(*batch):
+        returned = train_step(*batch)
+        losses.append(returned["loss_per_layer"])
+        return returned
+
+    learner.train_step = noting_losses
     monkeypatch.setattr(ff.Adam, "begin_step", noting)
     learner.adam.weight_decay = 1.0  # shrink is 1 - learning rate
     ff.train(learner, data, args)
+    for row, wanted in zip(learner.history, np.reshape(losses, (2, 5)), strict=True):
+        np.testing.assert_allclose(row["loss_per_layer"], [wanted.mean()])
     args.n_epochs, args.batch_size = 5, 20
     learner.adam.steps += 3  # of an epoch that was interrupted
     ff.train(learner, data, args)
