@@ -235,7 +235,8 @@ def receptive_fields(args, learner):
     note, kernel = f"Rows and columns 0 to {last}.", np.eye(ff.DEPTH)[None, None]
     if corner:  # the block is written into the whitened image: no weights of pixels
         positions = np.minimum(POSITIONS, last)
-        note += " Cyan: where the label block lies in the field."
+        what = "whitened field" if args.whiten else "field"
+        note += f" Cyan: where the label block lies in the {what}."
     elif args.whiten:
         kernel = learner.whitening
         note += f" Seen through the whitening; the middle {R}x{R} are the unit's own."
@@ -248,8 +249,7 @@ def receptive_fields(args, learner):
     figure = new_figure(title, args.dataset, 10, 1.6 + 1.8 * rows)
     grid = figure.subplots(rows, len(positions), squeeze=False)
     for column, (i, j) in zip(grid.T, positions, strict=True):
-        for channel, axes in enumerate(column):
-            weights = fields[i, j, channel]
+        for weights, axes in zip(fields[i, j], column):
             show_image(axes, 0.5 + weights / (2 * limit))
             axes.spines[:].set(visible=True, color="0.7")
             in_sight = min(ff.LABEL_ROWS - i, R), min(ff.LABEL_LEN - j, R)

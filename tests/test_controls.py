@@ -1,9 +1,13 @@
 """The controls: what they learn and what they measure, against plain numpy."""
 
+import sys
+
 import controls
 import numpy as np
 import plain
 import pytest
+import small
+from PIL import Image
 
 import ff_cifar_locally_connected as ff
 
@@ -11,6 +15,32 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, *ff.IMAGE_SHAPE), np.uint8)
 LABELS = np.arange(6, dtype=np.uint8)
 ARGS = ff.training_arguments(fields=[23, 5], channels=2, bp_baseline=True, lr=0.001)
+
+
+def test_the_command_prints_the_mean_of_its_seeds_and_draws_its_figure(
+    monkeypatch, capsys, tmp_path
+):
+    data, path = small.make_arrays(40, 30), tmp_path / "share.png"
+    monkeypatch.setattr(ff, "load_data", lambda args: data)
+    settings = {"lr_schedule": "linear", "bp_lr": 0.003}
+    for seeds, line in (1, " % (n = 1)"), (2, " % (n = 2)"):
+        found = []
+        for seed in range(seeds):
+            args = ff.training_arguments(**settings, seed=seed)
+            learner = controls.SoftmaxRegression(args)
+            ff.train(learner, data, args)
+            found.append(100 * ff.accuracy(learner, *data[2:]))
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["", "pixels", "--seeds", str(seeds)])
+        controls.main()
+        sd = f" ± {np.std(found, ddof=1):.2f}" if seeds > 1 else ""
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"pixels: {np.mean(found):.2f}{sd}{line}"
+    monkeypatch.setattr(sys, "argv", ["", "--seeds", "1", "--plot", str(path)])
+    controls.main()
+    assert capsys.readouterr().out.endswith(f"wrote {path}\n")
+    with Image.open(path) as image:
+        assert image.width > 1000 and len(image.convert("RGB").getcolors(10**6)) > 100
 
 
 def test_softmax_regression_learns_from_the_pixels_by_its_cross_entropy():
