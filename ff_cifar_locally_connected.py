@@ -15,8 +15,8 @@ images with a wrong label a low one; and with backpropagation (BP) through a sof
 ends with these lines (and then the accuracies by class):
 
                  test %  error %   misses  train %   time s
-    FF            24.91    75.09     7509    26.60     17.3
-    BP            35.78    64.22     6422    54.30     16.4
+    FF            24.91    75.09     7509    26.60     17.6
+    BP            35.78    64.22     6422    54.30     15.4
     chance        10.00    90.00     9000
     (10000 test and 1000 training images; time without evaluation)
 """
