@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -260,8 +261,12 @@ def whole(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "model.npz"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ff, "THREADS", 1)
+        began = time.perf_counter()
         code, out, err = call(*flags, "--save", path)
+        spent = time.perf_counter() - began
     assert (code, err) == (0, "")
+    arrays = arrays_of(path)
+    assert arrays["ff_wallclock"][-1] + arrays["bp_wallclock"][-1] < spent
     return request.param, flags, path, out
 
 
