@@ -202,6 +202,8 @@ def cross_entropy(scores, true):
 class Learner:
     """What FF and BP share: a stack of layers, Adam, random streams, a history.
 
+    layers: those of the first column, from the image up, then of the next; columns are
+        stacks of the same shape that all read the image, and not each other
     name: in tables and, in small letters, in model.npz
     ways: {name in tables: (method that predicts labels (B,), its infix in model.npz)}
     readout: {name in model.npz: Parameter} of what is beside the layers
@@ -213,7 +215,10 @@ class Learner:
         uses = "initialisation", "order", "negatives", "augmentation"
         streams = (np.random.default_rng([args.seed, i]) for i in range(len(uses)))
         self.generators = dict(zip(uses, streams))
-        self.layers = make_layers(self.generators["initialisation"], args, label_input)
+        self.columns, self.depth = args.columns, args.n_layers
+        rng = self.generators["initialisation"]
+        stacks = [make_layers(rng, args, label_input) for _ in range(self.columns)]
+        self.layers = [layer for stack in stacks for layer in stack]
         self.adam = Adam(learning_rate, args.weight_decay)
         self.readout, self.whitening, self.history = {}, None, []
 
@@ -264,9 +269,9 @@ class ForwardForward(Learner):
         self.negatives, self.softmax = args.negatives, args.loss == "softmax"
         self.threshold, self.temperature = args.threshold, np.float32(args.temperature)
         self.sign = 1 if args.objective == "max" else -1
-        for layer, rate in zip(self.layers, args.layer_rates):
+        for i, layer in enumerate(self.layers):
             for parameter in layer.parameters():
-                parameter.rate = np.float32(rate)
+                parameter.rate = np.float32(args.layer_rates[i % self.depth])
         # The layers whose summed goodness predicts. In the corner, the first is left out
         # (unless it is alone), as in the paper; here most of its units see no label.
         self.scored = slice(-1 if self.everywhere else int(args.n_layers > 1), None)
@@ -280,8 +285,9 @@ class ForwardForward(Learner):
         x, read, result = Maps(normalised_maps(images, self.whitening)), [], []
         if not self.everywhere:
             x.maps[:LABEL_ROWS, :LABEL_LEN] = 0  # layer 0 adds W times the block
-        P, (S, B) = len(labels), x.maps.shape[3:]
-        for layer, above in zip(self.layers, [*self.layers[1:], None]):
+        image, P, (S, B) = x, len(labels), x.maps.shape[3:]
+        for i, layer in enumerate(self.layers):
+            above = self.layers[i + 1] if (i + 1) % self.depth else None
             # By row of tiles, as the order of a sum must not depend on the threads.
             g = np.zeros((layer.tiles, P, B))
             squares = np.zeros((layer.tiles, S if self.everywhere else P, B))
@@ -300,10 +306,9 @@ class ForwardForward(Learner):
 
             result.append(g.sum(axis=0) / layer.n_units)
             read.append(x)
-            if up:
-                # The input of the next layer is h / rms(h), so that only the direction
-                # of the activity is passed on (section 2), and not its goodness.
-                x = up._replace(scale=inverse_rms(squares, layer))
+            # The input of the next layer is h / rms(h), so that only the direction of
+            # the activity is passed on (section 2), and not its goodness.
+            x = up._replace(scale=inverse_rms(squares, layer)) if up else image
         return np.stack(result), read
 
     def passed_up(self, layer, x, h, rows):
@@ -368,11 +373,17 @@ class ForwardForward(Learner):
                 # gradient crosses to the layer below.
                 layer.update(self.adam, [x], passes, du[None], rows)
 
-        return step_statistics(np.array(losses), g, true)
+        losses, g = self.mean_of_columns(np.array(losses)), self.mean_of_columns(g)
+        return step_statistics(losses, g, true)
+
+    def mean_of_columns(self, values):
+        """The mean over columns of values (layers, ...): (L, ...)."""
+        return values.reshape(-1, self.depth, *values.shape[1:]).mean(axis=0)
 
     def label_goodness(self, images):
-        """The goodness of each layer with each label: (L, N_CLASSES, B)."""
-        return check_finite(self.forward(images, ALL_LABELS)[0], self, "goodness")
+        """The goodness of each layer with each label, mean of columns: (L, N_CLASSES, B)."""
+        g = self.mean_of_columns(self.forward(images, ALL_LABELS)[0])
+        return check_finite(g, self, "goodness")
 
     def label_scores(self, images):
         """What decides between the labels: goodness summed over the scored layers."""
@@ -550,19 +561,24 @@ class Backprop(Learner):
 
     def __init__(self, args):
         super().__init__(args, args.bp_lr or args.lr)
-        flat, rng = self.layers[-1].n_units, self.generators["initialisation"]
+        flat = self.layers[-1].n_units * args.columns
+        rng = self.generators["initialisation"]
         W = rng.standard_normal((flat, N_CLASSES), np.float32)
         W *= np.float32(math.sqrt(2 / flat))
         self.readout["W_out"] = Parameter(W, decays=True)
         self.readout["b_out"] = Parameter(np.zeros(N_CLASSES, np.float32))
 
     def forward(self, images):
-        """The Maps that each layer read, the maps (H, W, C, 1, B) that it made, and the
-        logits (N_CLASSES, B)."""
-        h, read, made = normalised_maps(images, self.whitening), [], []
-        for layer in self.layers:
-            x = Maps(pad(h, layer.connections[0].padding))
-            h = reuse(layer.buffers, "h", *layer.shape, 1, len(images))
+        """The Maps that each layer read, the maps (columns, H, W, C, 1, B) that they made,
+        by depth, and the logits (N_CLASSES, B)."""
+        image, read, made = normalised_maps(images, self.whitening), [], []
+        for layer in self.layers[: self.depth]:
+            shape = self.columns, *layer.shape, 1, len(images)
+            made.append(reuse(layer.buffers, "h", *shape))
+        for i, layer in enumerate(self.layers):
+            column, depth = divmod(i, self.depth)
+            below = made[depth - 1][column] if depth else image
+            x, h = Maps(pad(below, layer.connections[0].padding)), made[depth][column]
 
             @layer.in_pieces
             def _(rows):
@@ -570,22 +586,24 @@ class Backprop(Learner):
                 layer.put(layer.activity([x], None, rows), rows, h)
 
             read.append(x)
-            made.append(h)
         W, b = (parameter.value for parameter in self.readout.values())
-        return read, made, W.T @ h.reshape(-1, len(images)) + b[:, None]
+        return read, made, W.T @ made[-1].reshape(len(W), -1) + b[:, None]
 
     def train_step(self, images, labels):
         """One step on a batch, uint8 (B, H, W, 3) and labels (B,): its cross-entropy."""
         read, made, logits = self.forward(images)
         loss, dlogits = cross_entropy(logits, labels)
         W, b = self.readout.values()
-        dh = (W.value @ dlogits).reshape(made[-1].shape)
+        dtop = (W.value @ dlogits).reshape(made[-1].shape)
         self.adam.begin_step()
         self.adam.update(W, made[-1].reshape(-1, len(images)) @ dlogits.T)
         self.adam.update(b, dlogits.sum(axis=1))
-        for layer, x, h in reversed([*zip(self.layers, read, made)]):
-            du = np.multiply(dh, activation_slope(h), out=dh)
-            if layer is not self.layers[0]:  # before its W moves
+        for i in reversed(range(len(self.layers))):
+            layer, x, (column, depth) = self.layers[i], read[i], divmod(i, self.depth)
+            if depth == self.depth - 1:
+                dh = dtop[column]
+            du = np.multiply(dh, activation_slope(made[depth][column]), out=dh)
+            if depth > 0:  # before its W moves
                 dh = layer.input_gradient(du)
 
             @layer.in_pieces
@@ -1517,7 +1535,7 @@ def load_checkpoint(path, args, learners):
 
 def model_arrays(args, learners, full_test):
     """The arrays of model.npz, which the README lists; full_test: some, by their names."""
-    layers = learners[0].layers
+    layers = learners[0].layers[: args.n_layers]  # of all columns
     config = {"arguments": training_values(args), "versions": versions()}
     arrays = {
         "layer_specs": np.int32([(layer.field, layer.channels) for layer in layers]),
@@ -1680,6 +1698,7 @@ def add_training_flags(parser):
     flag("--seed", 0, number(int, 0), "seed of all random numbers")
     flag("--n-epochs --epochs", 10, count, "passes over the training images")
     flag("--n-layers", 2, number(int, 1, 4), "layers, 1 to 4; recurrent: 2 or 3")
+    flag("--columns", 1, count, "stacks of such layers, side by side; recurrent: 1")
     flag("--channels", 8, count, "units at each position of a layer")
     flag("--fields", "11,5,5,5", number(int, 1, SIDE, many=True), "the layers' fields")
     flag("--batch-size", 64, count, "images in a step")
@@ -1725,6 +1744,7 @@ def parse(parser, argv=None):
         (not theta and "threshold" in given, "--threshold needs --loss threshold"),
         (aim and not recurrent, "--objective needs --recipe recurrent"),
         (fixed, "--label-input and --fields do not fit --recipe recurrent"),
+        (recurrent and args.columns > 1, "--recipe recurrent has one of --columns"),
         (recurrent and L not in (2, 3), "--recipe recurrent needs --n-layers 2 or 3"),
         (L > len(fields), f"--n-layers {L} needs as many --fields"),
         (L > len(rates), f"--n-layers {L} needs as many --layer-rates"),
@@ -1807,14 +1827,14 @@ def run(args, data, full_test=False, checkpoint=None):
     for values in (versions(), {name: vars(args)[name] for name in names}):
         tell(", ".join(f"{name} {value}" for name, value in values.items()))
     tell(f"{args.dataset}: trains on {n_train} of {train_x.shape}, test {test_x.shape}")
-    for i, layer in enumerate(learners[0].layers):
+    for i, layer in enumerate(learners[0].layers[: args.n_layers]):
         first = layer.connections[0]
         # v is infinite where nothing is learned.
         size = sum(np.isfinite(parameter.v).sum() for parameter in layer.parameters())
         tell(
             f"layer {i}: {first.in_side}x{first.in_side}x{first.in_depth}, fields "
             f"{layer.field}x{layer.field} -> {layer.side}x{layer.side}x{layer.channels}"
-            f", {size:,} parameters"
+            f", {args.columns * size:,} parameters"
         )
     if checkpoint:
         with contextlib.suppress(NoFile):

@@ -1,5 +1,6 @@
 """The fast model against the plain one in float64, and against central differences."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -466,6 +467,65 @@ def test_bp_gradients_agree_with_central_differences(what, n_layers, monkeypatch
     for gradients, adam in zip(found, oracle.adams, strict=True):
         e = 1e-8  # so small that hardly a unit crosses zero
         assert_differences_agree(gradients, adam.weights, loss_now, rng, e)
+
+
+# -------------------------------------------------------------------- columns
+
+
+def alone(learner, column, recipe, **flags):
+    """A learner of one column, with the weights of this one of another learner's two."""
+    one, of = make_learners(recipe, **flags)[learner.name == "BP"], learner.weights()
+    L, weights, first = len(one.layers), one.weights(), column == 0
+    for name in weights:
+        at = re.sub(r"\d", lambda i: str(int(i[0]) + L * column), name)
+        weights[name] = np.split(of[at], 2)[column] if "W_out" in name else of[at]
+        weights[name] = weights[name] * (first or "b_out" not in name)
+    one.set_weights(weights | {"whitening": learner.whitening})
+    return one
+
+
+@pytest.mark.parametrize("recipe", ["headline", "one-layer", "best"])
+def test_columns_of_ff_are_nets_of_their_own_whose_scores_are_averaged(recipe):
+    flags = {"recipe": recipe, "lr_schedule": "constant"}
+    learner, rng = make_ff(columns=2, **flags), np.random.default_rng(12)
+    learner.whitening = rng.standard_normal((5, 5, 3, 3), np.float32) / 8
+    pair = [alone(learner, column, **flags) for column in range(2)]
+    batch, images = random_batch(rng, 5), random_images(rng, 6)
+    for _ in range(3):
+        returned, *parts = (one.train_step(*batch) for one in (learner, *pair))
+    for name, value in returned.items():
+        mean = (parts[0][name] + parts[1][name]) / 2
+        np.testing.assert_allclose(value, mean, rtol=1e-6)
+    for column, one in enumerate(pair):
+        np.testing.assert_equal(
+            alone(learner, column, **flags).weights(), one.weights()
+        )
+    first, second = (one.label_scores(images) for one in pair)
+    wanted = (first + second) / 2
+    np.testing.assert_allclose(learner.label_scores(images), wanted, rtol=1e-6)
+    assert np.abs(first - second).max() > 0.01 * wanted.max()
+
+
+def test_columns_of_bp_learn_under_one_readout():
+    learner, rng = make_learners(columns=2)[1], np.random.default_rng(13)
+    randomise(learner.layers, rng)
+    pair = [plain.twin(alone(learner, column, "headline"), 1e-3) for column in (0, 1)]
+    images, labels = random_batch(rng, 6)
+
+    def logits_now():
+        return pair[0].forward(images)[2] + pair[1].forward(images)[2]
+
+    def loss_now():
+        return plain.cross_entropy(logits_now(), labels)[0]
+
+    assert np.array_equal(learner.predict(images), logits_now().argmax(axis=1))
+    returned, (*layers, readout) = gradients_of(learner, images, labels)
+    np.testing.assert_allclose(returned["loss"], loss_now(), rtol=1e-5)
+    for column, oracle in enumerate(pair):
+        mine = {"W": np.split(readout["W"], 2)[column], "b": readout["b"]}
+        gradients = [*layers[2 * column :][:2], mine]
+        for found, adam in zip(gradients, oracle.adams, strict=True):
+            assert_differences_agree(found, adam.weights, loss_now, rng, 1e-8)
 
 
 # ----------------------------------------------------------------------- Adam

@@ -119,15 +119,17 @@ def scores(model, image, learner):
         edges = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="edge")
         around = np.lib.stride_tricks.sliding_window_view(edges, (5, 5), (0, 1))
         x = np.einsum("ijcrs,rscd->ijd", around, model["whitening"])
-    is_ff, found = learner == "ff", []
+    is_ff, found, top = learner == "ff", [], []
     arguments = json.loads(str(model["config"]))["arguments"]
     corner = is_ff and arguments["label_input"] == "corner"
-    for k in range(10 if is_ff else 1):
+    columns, L = arguments["columns"], len(model["layer_specs"])
+    for k, column in np.ndindex(10 if is_ff else 1, columns):
         h, goodness = x.copy(), []
         if corner:
             h[:3, :10] = -1
             h[:3, k] = 1
         for i, (field, _) in enumerate(model["layer_specs"]):
+            i += column * L
             W, b = (model[f"{learner}_layer{i}_{name}"] for name in "Wb")
             x_at = np.lib.stride_tricks.sliding_window_view(h, (field, field), (0, 1))
             x_at = x_at.transpose(0, 1, 3, 4, 2).reshape(*W.shape[:3])
@@ -137,16 +139,17 @@ def scores(model, image, learner):
             h = np.maximum(u + V.mean(axis=0), 0)
             h = h / np.sqrt(np.mean(h**2)) if is_ff else h
         found.append(sum(goodness[1:]) if corner else goodness[-1])
-    return found if is_ff else h.ravel() @ model["bp_W_out"] + model["bp_b_out"]
+        top += [*h.ravel()]
+    if is_ff:
+        return np.reshape(found, (10, columns)).mean(axis=1)
+    return top @ model["bp_W_out"] + model["bp_b_out"]
 
 
-@pytest.mark.parametrize("recipe", ["headline", "best"])
-def test_a_prediction_can_be_rebuilt_from_model_npz_as_described(recipe):
+@pytest.mark.parametrize("recipe, columns", [("headline", 1), ("best", 2)])
+def test_a_prediction_can_be_rebuilt_from_model_npz_as_described(recipe, columns):
     sizes = {"train_subset": FEW, "eval_subset": FEW // 2, "n_epochs": 1}
-    args, data = (
-        ff.training_arguments(recipe, bp_baseline=True, **sizes),
-        ff.load_cifar10(),
-    )
+    sizes |= {"bp_baseline": True, "columns": columns}
+    args, data = ff.training_arguments(recipe, **sizes), ff.load_cifar10()
     (FF, BP), model = ff.run(args, data)
     for image in data[2][:5]:
         wanted = FF.label_scores(image[None])[:, 0]

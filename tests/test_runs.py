@@ -64,7 +64,7 @@ def arrays_of(path):
 # -------------------------------------------------------------------- the flags
 
 NONSENSE = {  # flags: values of each; an empty one where a space ends them
-    "--n-epochs --n-layers --batch-size --channels": "0 -1 1.5 nan inf x",
+    "--n-epochs --n-layers --columns --batch-size --channels": "0 -1 1.5 nan inf x",
     "--train-subset --eval-subset": "0 -1 1.5 nan inf x 201",
     "--seed --augment": "-1 1.5 nan inf x 9223372036854775808",
     "--lr --bp-lr --threshold --temperature": "0 -1 nan inf -inf 1e-99 1e99 x ",
@@ -87,6 +87,7 @@ MISFITS = [
     "--recipe recurrent --n-layers 4",
     "--recipe recurrent --label-input corner",
     "--recipe recurrent --fields 5,5",
+    "--recipe recurrent --columns 2",
     "--lr 2 --weight-decay 0.6",  # a step would turn the sign of weights
     "--bp-baseline --bp-lr 0.5 --weight-decay 3",
 ]
