@@ -144,9 +144,9 @@ def pass_images(images, labels):
 
 # ------------------------------------------------------------ Forward-Forward
 # A pass is a forward computation with one label for each image: the true one and a
-# wrong one in training, or all ten, in training and to predict. Axes: L layers,
-# P passes, B images. What stands under @layer.in_pieces runs at once, in all threads,
-# for t of T rows of T tiles of N units at a time: a piece of a layer, h (t, T, N, P, B).
+# wrong one in training, or all ten, in training and to predict. Axes: L layers (of one
+# column), P passes, B images. What stands under @layer.in_pieces runs at once, in all
+# threads, for t of T rows of T tiles of N units: a piece of a layer, h (t, T, N, P, B).
 
 
 def activation(u):
@@ -200,7 +200,7 @@ def cross_entropy(scores, true):
 
 
 class Learner:
-    """What FF and BP share: a stack of layers, Adam, random streams, a history.
+    """What FF and BP share: columns of layers, Adam, random streams, a history.
 
     layers: those of the first column, from the image up, then of the next; columns are
         stacks of the same shape that all read the image, and not each other
@@ -212,13 +212,10 @@ class Learner:
     """
 
     def __init__(self, args, learning_rate, label_input=None):
-        uses = "initialisation", "order", "negatives", "augmentation"
-        streams = (np.random.default_rng([args.seed, i]) for i in range(len(uses)))
-        self.generators = dict(zip(uses, streams))
-        self.columns, self.depth = args.columns, args.n_layers
-        rng = self.generators["initialisation"]
-        stacks = [make_layers(rng, args, label_input) for _ in range(self.columns)]
-        self.layers = [layer for stack in stacks for layer in stack]
+        uses = enumerate(("initialisation", "order", "negatives", "augmentation"))
+        self.generators = {n: np.random.default_rng([args.seed, i]) for i, n in uses}
+        self.columns, self.n_layers = args.columns, args.n_layers
+        self.layers = make_layers(self.generators["initialisation"], args, label_input)
         self.adam = Adam(learning_rate, args.weight_decay)
         self.readout, self.whitening, self.history = {}, None, []
 
@@ -233,11 +230,9 @@ class Learner:
         """Views of the weights by their names in model.npz, see Layer.views()."""
         prefix, views = self.name.lower(), {}
         for i, layer in enumerate(self.layers):
-            for name, pair in layer.views().items():
-                views[f"{prefix}_layer{i}_{name}"] = pair
-        for name, parameter in self.readout.items():
-            views[f"{prefix}_{name}"] = parameter.value, parameter.value.shape
-        return views
+            views |= {f"{prefix}_layer{i}_{n}": v for n, v in layer.views().items()}
+        readout = {n: parameter.value for n, parameter in self.readout.items()}
+        return views | {f"{prefix}_{n}": (w, w.shape) for n, w in readout.items()}
 
     def weights(self):
         """The weights by their names in model.npz; set_weights() takes them back."""
@@ -271,13 +266,13 @@ class ForwardForward(Learner):
         self.sign = 1 if args.objective == "max" else -1
         for i, layer in enumerate(self.layers):
             for parameter in layer.parameters():
-                parameter.rate = np.float32(args.layer_rates[i % self.depth])
+                parameter.rate = np.float32(args.layer_rates[i % self.n_layers])
         # The layers whose summed goodness predicts. In the corner, the first is left out
         # (unless it is alone), as in the paper; here most of its units see no label.
         self.scored = slice(-1 if self.everywhere else int(args.n_layers > 1), None)
 
     def forward(self, images, labels):
-        """The goodness of each layer in each pass (L, P, B), and the Maps that it read.
+        """The goodness of each layer in each pass (columns*L, P, B), and what it read.
 
         images: uint8 (B, H, W, 3), which all passes share, or (P, B, H, W, 3)
         labels: those of each pass, (P, B) or (P, 1)
@@ -287,7 +282,7 @@ class ForwardForward(Learner):
             x.maps[:LABEL_ROWS, :LABEL_LEN] = 0  # layer 0 adds W times the block
         image, P, (S, B) = x, len(labels), x.maps.shape[3:]
         for i, layer in enumerate(self.layers):
-            above = self.layers[i + 1] if (i + 1) % self.depth else None
+            above = self.layers[i + 1] if (i + 1) % self.n_layers else None
             # By row of tiles, as the order of a sum must not depend on the threads.
             g = np.zeros((layer.tiles, P, B))
             squares = np.zeros((layer.tiles, S if self.everywhere else P, B))
@@ -350,7 +345,7 @@ class ForwardForward(Learner):
         """One step of every layer on a batch, uint8 (B, H, W, 3) and labels (B,).
 
         A layer's input is the activity from before the update of the one below: one
-        forward computation serves the whole step. Returns the means over the batch:
+        forward computation serves the step. Returns means over the batch and the columns:
         each layer's loss, and its goodness with the true label and with the wrong ones.
         """
         hard = self.negatives == "sampled"
@@ -373,12 +368,11 @@ class ForwardForward(Learner):
                 # gradient crosses to the layer below.
                 layer.update(self.adam, [x], passes, du[None], rows)
 
-        losses, g = self.mean_of_columns(np.array(losses)), self.mean_of_columns(g)
-        return step_statistics(losses, g, true)
+        return step_statistics(*map(self.mean_of_columns, (np.array(losses), g)), true)
 
     def mean_of_columns(self, values):
         """The mean over columns of values (layers, ...): (L, ...)."""
-        return values.reshape(-1, self.depth, *values.shape[1:]).mean(axis=0)
+        return values.reshape(-1, self.n_layers, *values.shape[1:]).mean(axis=0)
 
     def label_goodness(self, images):
         """The goodness of each layer with each label, mean of columns: (L, N_CLASSES, B)."""
@@ -424,9 +418,8 @@ class Recurrent(ForwardForward):
     def __init__(self, args):
         super().__init__(args)
         self.scored = slice(None)  # the goodness of all layers predicts
-        flat = sum(layer.n_units for layer in self.layers)
-        rate = CLASSIFIER_LR / args.lr
-        W, b = np.zeros((flat, N_CLASSES), np.float32), np.zeros(N_CLASSES, np.float32)
+        n, rate = sum(layer.n_units for layer in self.layers), CLASSIFIER_LR / args.lr
+        W, b = np.zeros((n, N_CLASSES), np.float32), np.zeros(N_CLASSES, np.float32)
         self.readout["W_class"] = Parameter(W, decays=True, rate=rate)
         self.readout["b_class"] = Parameter(b, rate=rate)
 
@@ -561,24 +554,22 @@ class Backprop(Learner):
 
     def __init__(self, args):
         super().__init__(args, args.bp_lr or args.lr)
-        flat = self.layers[-1].n_units * args.columns
-        rng = self.generators["initialisation"]
-        W = rng.standard_normal((flat, N_CLASSES), np.float32)
-        W *= np.float32(math.sqrt(2 / flat))
+        rng, n_units = self.generators["initialisation"], self.layers[-1].n_units
+        W = rng.standard_normal((self.columns * n_units, N_CLASSES), np.float32)
+        W *= np.float32(math.sqrt(2 / len(W)))
         self.readout["W_out"] = Parameter(W, decays=True)
         self.readout["b_out"] = Parameter(np.zeros(N_CLASSES, np.float32))
 
     def forward(self, images):
         """The Maps that each layer read, the maps (columns, H, W, C, 1, B) that they made,
-        by depth, and the logits (N_CLASSES, B)."""
-        image, read, made = normalised_maps(images, self.whitening), [], []
-        for layer in self.layers[: self.depth]:
-            shape = self.columns, *layer.shape, 1, len(images)
-            made.append(reuse(layer.buffers, "h", *shape))
+        level by level, and the logits (N_CLASSES, B)."""
+        image, read = normalised_maps(images, self.whitening), []
+        B, n, first = len(images), self.columns, self.layers[: self.n_layers]
+        made = [reuse(layer.buffers, "h", n, *layer.shape, 1, B) for layer in first]
         for i, layer in enumerate(self.layers):
-            column, depth = divmod(i, self.depth)
-            below = made[depth - 1][column] if depth else image
-            x, h = Maps(pad(below, layer.connections[0].padding)), made[depth][column]
+            column, level = divmod(i, self.n_layers)
+            below = made[level - 1][column] if level else image
+            x, h = Maps(pad(below, layer.connections[0].padding)), made[level][column]
 
             @layer.in_pieces
             def _(rows):
@@ -593,17 +584,17 @@ class Backprop(Learner):
         """One step on a batch, uint8 (B, H, W, 3) and labels (B,): its cross-entropy."""
         read, made, logits = self.forward(images)
         loss, dlogits = cross_entropy(logits, labels)
-        W, b = self.readout.values()
+        L, (W, b) = self.n_layers, self.readout.values()
         dtop = (W.value @ dlogits).reshape(made[-1].shape)
         self.adam.begin_step()
         self.adam.update(W, made[-1].reshape(-1, len(images)) @ dlogits.T)
         self.adam.update(b, dlogits.sum(axis=1))
         for i in reversed(range(len(self.layers))):
-            layer, x, (column, depth) = self.layers[i], read[i], divmod(i, self.depth)
-            if depth == self.depth - 1:
+            layer, x, (column, level) = self.layers[i], read[i], divmod(i, L)
+            if level == L - 1:
                 dh = dtop[column]
-            du = np.multiply(dh, activation_slope(made[depth][column]), out=dh)
-            if depth > 0:  # before its W moves
+            du = np.multiply(dh, activation_slope(made[level][column]), out=dh)
+            if level > 0:  # before its W moves
                 dh = layer.input_gradient(du)
 
             @layer.in_pieces
@@ -656,7 +647,7 @@ def filtered(x, kernel):
         rows = padded[row : row + F].reshape(band.shape[1], -1)
         np.matmul(band, rows, out=result[row].reshape(W * depth, -1))
 
-    parallel(work, H)
+    parallel(work, range(H))
     return result
 
 
@@ -682,22 +673,22 @@ def make_learners(args):
 
 
 def make_layers(rng, args, label_input=None):
-    """The stack; label_input: where the label enters, or None for a single pass.
+    """The columns' layers; label_input: where the label enters, or None: a single pass.
 
     The recurrent network has maps of the image's size and, for a label, top-down weights.
     """
     recurrent, L, C = args.recipe == "recurrent", args.n_layers, args.channels
-    layers, side, depth = [], SIDE, DEPTH
-    for i, field in enumerate([RECURRENT_FIELD] * L if recurrent else args.fields[:L]):
+    layers, fields = [], [RECURRENT_FIELD] * L if recurrent else args.fields[:L]
+    for i, field in [*enumerate(fields)] * args.columns:
         padding, label, differ = field // 2 if recurrent else 0, None, 0
         if label_input == "everywhere" and (i == L - 1 or not recurrent):
             label = "weights"
         if label_input == "corner" and i < 2:
             # Units of the first rows see the block, or units that do.
             label, differ = None if i else "block", LABEL_ROWS
+        side, depth = (layers[-1].side, C) if i else (SIDE, DEPTH)
         connection = Connection(rng, side, depth, field, C, padding)
         layers.append(Layer([connection], label, differ))
-        side, depth = connection.side, C
     if recurrent and label_input:
         for layer in layers[:-1]:
             layer.connections.append(Connection(rng, SIDE, C, field, C, padding, "T"))
@@ -775,17 +766,17 @@ def train(learner, data, args, after_epoch=None):
                 row[f"{infix}{name}_acc"] = accuracy(learner, x[:n], y[:n], method)
         history.append(row)
         spent = (time.perf_counter() - began) / (epoch - first)
-        columns = [*epoch_columns(row), ("ETA s", spent * (args.n_epochs - epoch), 0)]
+        cells = [*epoch_cells(row), ("ETA s", spent * (args.n_epochs - epoch), 0)]
         if epoch == first + 1:
-            tell("   epoch" + "".join(f" {name:>6}" for name, *_ in columns))
-        cells = "".join(f" {value:6.{digits}f}" for _, value, digits in columns)
+            tell("   epoch" + "".join(f" {name:>6}" for name, *_ in cells))
+        cells = "".join(f" {value:6.{digits}f}" for _, value, digits in cells)
         tell(f"{learner.name} {epoch:5}{cells}")
         if after_epoch:
             after_epoch()
 
 
-def epoch_columns(row):
-    """The columns of a row of a history, layer by layer: (heading, value, digits)."""
+def epoch_cells(row):
+    """The cells of a row of a history, layer by layer: (heading, value, digits)."""
     if "loss" in row:
         yield "loss", row["loss"], 3
     else:
@@ -904,7 +895,7 @@ class Connection:
             for strip, row in zip(strips, range(rows.start, rows.stop)):
                 seen = maps[t * row : t * row + w, :, :, passes].swapaxes(0, 1)
                 strip.reshape(seen.shape)[:] = seen
-            shape = len(strips), (columns - w) // t + 1, w * w * depth, n
+            shape = len(strips), self.tiles, w * w * depth, n
             strides = strips.strides[0], t * strips.strides[1], *strips.strides[3:]
             yield passes, np.ndarray(shape, np.float32, strips, 0, strides)
 
@@ -1007,8 +998,7 @@ class Layer:
         for part in self.connections:
             shape = H, H, part.field**2 * part.in_depth, C
             views[part.name] = part.fields(part.W.value), shape
-        b = self.b.value.reshape(T, T, t, t, C)
-        views["b"] = b.swapaxes(1, 2), (H, H, C)
+        views["b"] = self.b.value.reshape(T, T, t, t, C).swapaxes(1, 2), (H, H, C)
         if self.V:
             V = self.V.value.reshape(T, T, t, t, C, N_CLASSES).swapaxes(1, 2)
             views["V"] = np.moveaxis(V, -1, 0), (N_CLASSES, H, H, C)
@@ -1048,10 +1038,8 @@ class Layer:
     def in_pieces(self, work):
         """Call work(rows) for slices that cover the rows of tiles, in all threads."""
         first = max(1, self.own_rows)  # the rows that differ are the first piece
-        step = max(1, ROWS_AT_ONCE // self.tile)
-        starts = [0, *range(first, self.tiles, step), self.tiles]
-        spans = [slice(*ends) for ends in itertools.pairwise(starts)]
-        parallel(lambda i: work(spans[i]), len(spans))
+        starts = [0, *range(first, self.tiles, ROWS_AT_ONCE // self.tile), self.tiles]
+        parallel(work, [slice(*ends) for ends in itertools.pairwise(starts)])
 
     def multiply(self, inputs, rows):
         """Compute W x of these rows of tiles: x is the Maps of each connection, or of
@@ -1103,9 +1091,7 @@ class Layer:
         du: the derivative of the loss by the pre-activation in each iteration, (n, t, T,
             N, P, B); n = 1 without recurrence
         """
-        total = du[0]
-        if len(du) > 1:
-            total = du.sum(axis=0, out=scratch("total", *total.shape))
+        total = du.sum(0, out=scratch("total", *du.shape[1:])) if len(du) > 1 else du[0]
         has_label = self.V or (self.block and rows.start == 0)
         dV = bias_gradient(total, labels if has_label else None)
         for connection, x in zip(self.connections, inputs):
@@ -1230,7 +1216,7 @@ class Adam:
 
 _cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
 _setting = OMP_NUM_THREADS.split(",")[0]  # of OpenMP's levels
-THREADS = int(_setting if _setting.isdigit() else 0) or min(8, len(_cores(0)))
+THREADS = int(_setting if _setting.isdecimal() else 0) or min(8, len(_cores(0)))
 
 
 @functools.cache
@@ -1258,16 +1244,16 @@ if NUMPY_WAS_THERE:  # its OpenBLAS has read no variable, and has to be told
         warnings.warn("numpy keeps its own threads, slow: import this module before it")
 
 
-def parallel(work, count):
-    """Call work(i) for every i below `count`, on all threads, and wait for the end."""
-    indices = iter(range(count))  # next() is one step under the interpreter's lock
+def parallel(work, items):
+    """Call work() for each of the items, on all threads, and wait for the end."""
+    left = iter(items)  # next() is one step under the interpreter's lock
 
     def share():
-        for i in indices:
-            work(i)
+        for item in left:
+            work(item)
 
     pool = make_pool(os.getpid())
-    others = [pool.submit(share) for _ in range(min(THREADS, count) - 1)]
+    others = [pool.submit(share) for _ in range(min(THREADS, len(items)) - 1)]
     share()
     for other in others:
         other.result()
@@ -1506,11 +1492,8 @@ def save_checkpoint(path, args, learners):
     """Everything that the rest of the run depends on; where that fails, a line."""
     state, arrays = {"arguments": training_values(args)}, {}
     for learner in learners:
-        generators = learner.generators.items()
-        state[learner.name] = {
-            "history": learner.history,
-            "generators": {name: rng.bit_generator.state for name, rng in generators},
-        }
+        random = {n: rng.bit_generator.state for n, rng in learner.generators.items()}
+        state[learner.name] = {"history": learner.history, "generators": random}
         arrays |= learner.arrays()
     state = json.dumps(state, default=lambda array: array.tolist())
     write_whole(path, lambda file: np.savez(file, state=state, **arrays))
@@ -1521,13 +1504,14 @@ def load_checkpoint(path, args, learners):
     advice = "give the same arguments, or another --checkpoint"
     with reading(path, "checkpoint of this run", "state", advice) as arrays:
         state = json.loads(str(arrays["state"]))
+        theirs = vars(training_arguments(**state["arguments"]))
         for name, ours in training_values(args).items():
-            if ours != (saved := state["arguments"][name]):
+            if ours != (saved := theirs[name]):
                 raise ValueError(f"it was made with {name} = {saved}, not {ours}")
         for learner in learners:
             saved = state[learner.name]
             for name, array in learner.arrays().items():
-                array[...] = arrays[name]
+                array[...] = arrays[name].reshape(array.shape)
             learner.history += saved["history"]
             for name, rng in learner.generators.items():
                 rng.bit_generator.state = saved["generators"][name]
@@ -1560,7 +1544,7 @@ def load_model(path):
         learners = make_learners(args)
         for learner in learners:
             learner.set_weights(arrays)
-        if args.whiten and "whitening" not in arrays:
+        if args.whiten and np.shape(arrays.get("whitening"))[2:] != (DEPTH, DEPTH):
             raise ValueError("it has no whitening filter")
     return {learner.name: learner for learner in learners}, args, arrays
 
@@ -1604,8 +1588,8 @@ def show_progress(text):
         print(f"\r{text:<{width}.{width}}", end=end, file=sys.stderr, flush=True)
 
 
-COLUMNS = """In the rows, for layer 0 and so on: the loss; g+ and g-, the goodness with true and
-with wrong labels, means over the epoch. ETA: until this learner, FF or BP, is trained."""
+LEGEND = """In the rows, for layer 0 and so on: the loss; g+ and g-, the goodness with true and
+with wrong labels; means over the epoch and the columns. ETA: until FF or BP is trained."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -1614,7 +1598,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description=None, example=None):
         recipes = [f"{name}: {flags}" for name, flags in RECIPES.items()]
         recipes = "\n  ".join(["A recipe stands for these flags:", *recipes])
-        epilog = f"example: {example}\n\n{recipes}\n\n{COLUMNS}"
+        epilog = f"example: {example}\n\n{recipes}\n\n{LEGEND}"
         super().__init__(description=description, epilog=epilog, allow_abbrev=False)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
 
@@ -1822,7 +1806,7 @@ def run(args, data, full_test=False, checkpoint=None):
     """
     train_x, _, test_x, test_y = data
     learners, n_train = make_learners(args), min(args.train_subset, len(train_x))
-    names = "recipe", "seed", "lr", "lr_schedule", "layer_rates", "bp_lr"
+    names = "recipe", "seed", "columns", "lr", "lr_schedule", "layer_rates", "bp_lr"
     names += "label_input", "negatives", "loss", "temperature", "threshold"
     for values in (versions(), {name: vars(args)[name] for name in names}):
         tell(", ".join(f"{name} {value}" for name, value in values.items()))

@@ -362,6 +362,11 @@ def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(tmp_path):
         name = changed.split()[0].removeprefix("--").replace("-", "_")
         assert_one_line(err, path, f"{name} = ", "another --checkpoint")
         assert path.read_bytes() == before
+    arrays = arrays_of(path)  # as of a version that did not have all of the arguments
+    state = json.loads(str(arrays["state"]))
+    del state["arguments"]["columns"]
+    path.write_bytes(small.npz([], **arrays | {"state": json.dumps(state)}))
+    assert "going on from" in call(*flags)[1]
 
 
 # ------------------------------------------- processes, their threads and memory
@@ -483,10 +488,14 @@ def test_files_that_are_damaged_or_of_another_kind_are_refused(
             *({"config": text} for text in (*configs, "{", "{}", payload)),
             *({"bp_b_out": other} for other in (None, np.zeros(1), payload)),
             *({"ff_layer0_b": np.zeros((2, 2, 2))}, {"whitening": None}),
+            {"whitening": np.zeros((5, 5, 3), np.float32)},
         ),
         "checkpoint": (
             *({"state": text} for text in ("{", "{}", payload)),
-            *({"FF_0_m": other} for other in (None, np.zeros(3), payload)),
+            *(
+                {"FF_0_m": other}
+                for other in (None, np.zeros(3), np.zeros(()), payload)
+            ),
         ),
         "data": ({"train_y": payload},),
     }
