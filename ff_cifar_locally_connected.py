@@ -733,7 +733,7 @@ def train(learner, data, args, after_epoch=None):
     """
     train_x, train_y, test_x, test_y = data
     for x, y in (train_x, train_y), (test_x, test_y):
-        is_label = np.isin(y, range(N_CLASSES)).all()
+        is_label = y.dtype.kind in "iu" and np.isin(y, range(N_CLASSES)).all()
         if x.shape != (len(y), *IMAGE_SHAPE) or y.ndim > 1 or not is_label:
             raise RunError("data are (n, 32, 32, 3) images and (n,) labels from 0 to 9")
     train_x, train_y = train_x[: args.train_subset], train_y[: args.train_subset]
