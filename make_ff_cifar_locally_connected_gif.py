@@ -18,6 +18,7 @@ goodness; training and test accuracy in percent; seconds):
 """
 
 import io
+from pathlib import Path
 
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 import visualize_ff_cifar_locally_connected as viz  # before matplotlib: see there
@@ -55,14 +56,6 @@ STYLE = viz.STYLE | {
 # ---------------------------------------------------------------- snapshots
 
 
-def mean_goodness(learner, images, labels):
-    """The layers' goodness (L,), true and wrong label, over images (B, H, W, 3)."""
-    g = ff.in_batches(learner.label_goodness, images)  # (L, N_CLASSES, B)
-    true = g[:, labels, np.arange(len(labels))]
-    wrong = (g.sum(axis=1) - true) / (ff.N_CLASSES - 1)
-    return true.mean(axis=1), wrong.mean(axis=1)
-
-
 def make_snapshots(args, data):
     """Train FF: what each frame shows, {name: (snapshots, ...)}.
 
@@ -81,17 +74,16 @@ def make_snapshots(args, data):
         epoch = len(learner.history)
         if epoch % args.snapshot_every and epoch < args.n_epochs:
             return
-        true, wrong = mean_goodness(learner, test_x[:n], test_y[:n])
+        g = ff.in_batches(learner.label_goodness, test_x[:n])
+        means = accuracies | ff.step_statistics(None, g, test_y[:n])
         demo = learner.label_goodness(test_x[:1])[learner.scored, :, 0].mean(axis=0)
-        shown = {f"ff_{name}": accuracies[name] for name in ("train_acc", "test_acc")}
-        shown |= {"ff_g_pos": true, "ff_g_neg": wrong, "demo": demo}
+        names = "g_pos", "g_neg", "train_acc", "test_acc"
+        shown = {f"ff_{name}": means[name] for name in names} | {"demo": demo}
         snapshots.append(shown | {"epoch": epoch, "n_images": len(test_x[:n])})
 
-    untrained = {
-        "train_acc": ff.accuracy(learner, train_x[:n], train_y[:n]),
-        "test_acc": ff.accuracy(learner, test_x[:n], test_y[:n]),
-    }
-    snapshot(untrained)
+    train = ff.accuracy(learner, train_x[:n], train_y[:n])
+    test = ff.accuracy(learner, test_x[:n], test_y[:n])
+    snapshot({"train_acc": train, "test_acc": test})
     ff.train(learner, data, args, lambda: snapshot(learner.history[-1]))
     return {name: np.array([one[name] for one in snapshots]) for name in snapshots[0]}
 
@@ -104,16 +96,15 @@ def draw_frame(args, snapshots, last, image, label):
 
     image: the demo image, uint8 (H, W, 3), of class `label`
     """
-    so_far = {name: values[: last + 1] for name, values in snapshots.items()}
-    epochs = so_far["epoch"]
+    so_far = {name: values[: last + 1].T for name, values in snapshots.items()}
+    epochs = so_far["epoch"]  # and goodness by layer and epoch, as in model.npz
     figure = Figure(SIZE, DPI)
     data = viz.DATA_NAMES.get(args.dataset, args.dataset)
     title = f"Forward-Forward, recipe {args.recipe}, epoch {epochs[-1]}"
     figure.suptitle(f"{title} of {args.n_epochs} · {data}")
     places = GOODNESS_AT, ACCURACY_AT, PICTURE_AT, LABELS_AT
     goodness, accuracy, picture, labels = map(figure.add_axes, places)
-    by_layer = {name: so_far[name].T for name in ("ff_g_pos", "ff_g_neg")}
-    viz.plot_goodness(goodness, args, epochs, by_layer)
+    viz.plot_goodness(goodness, args, epochs, so_far)
     true, wrong = snapshots["ff_g_pos"], snapshots["ff_g_neg"]
     what, g = "Goodness", [true, wrong, args.threshold]
     if args.loss == "softmax":
@@ -150,12 +141,12 @@ def draw_frame(args, snapshots, last, image, label):
 def draw_labels(axes, args, demo, last, label):
     """Bars of the demo image's goodness with each label, (snapshots, N_CLASSES); with
     --loss softmax, where it counts in comparison alone, above the average of the ten."""
-    lengths, unit = demo, "dotted: θ"
-    if args.loss == "threshold":
-        axes.axvline(args.threshold, **viz.REFERENCE)
-    else:
-        lengths, unit = demo - demo.mean(axis=1, keepdims=True), "above average"
-        axes.axvline(0, color="black", linewidth=0.8, zorder=4)
+    lengths, unit, mark, look = demo, "dotted: θ", args.threshold, viz.REFERENCE
+    if args.loss == "softmax":
+        lengths = demo - demo.mean(axis=1, keepdims=True)
+        unit, mark = "above average", 0
+        look = {"color": "black", "linewidth": 0.8, "zorder": 4}
+    axes.axvline(mark, **look)
     colours, names = np.full(ff.N_CLASSES, "#a0a0a0", object), {label: "true label"}
     # Label weights start at zero: what tells the labels apart then is rounding alone.
     if np.ptp(demo[last]) > 1e-5 * demo[last].max():
@@ -169,9 +160,7 @@ def draw_labels(axes, args, demo, last, label):
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         at = max(lengths[last, k], 0)
         axes.text(at, k, f" ◀ {name}", va="center", fontsize=8.5, bbox=white)
-    low, high = min(0, lengths.min()), lengths.max()
-    if args.loss == "threshold":
-        high = max(high, args.threshold)
+    low, high = min(0, lengths.min()), max(mark, lengths.max())
     room = 0.6 if low < 0 else 0.5  # for the words beside the bars
     axes.set_xlim(1.05 * low, high + room * (high - low))
     axes.locator_params("x", nbins=5)
@@ -193,22 +182,14 @@ def make_gif(draw, n_frames, fps):
     """
     method, gif = Image.Quantize.MAXCOVERAGE, io.BytesIO()
     last = Image.fromarray(draw(n_frames - 1)).quantize(COLOURS, method, dither=0)
-    palette = last.getpalette()
-    durations = [10 * round(100 / fps)] * n_frames  # GIF has steps of 10 ms
-    durations[-1] = max(LAST_FRAME, durations[-1])
+    palette, step = last.getpalette(), 10 * round(100 / fps)  # GIF has steps of 10 ms
+    durations = [step] * (n_frames - 1) + [max(LAST_FRAME, step)]
+    options = {"palette": palette + [0, 0, 0], "transparency": len(palette) // 3}
+    options |= {"mode": "P", "optimize": True, "duration": durations, "loop": 0}
     with iio.imopen(gif, "w", extension=".gif", plugin="pillow") as file:
         for i in range(n_frames):
             frame = Image.fromarray(draw(i)).quantize(palette=last, dither=0)
-            file.write(
-                np.asarray(frame),
-                is_batch=False,
-                mode="P",
-                palette=palette + [0, 0, 0],
-                transparency=len(palette) // 3,
-                optimize=True,
-                duration=durations,
-                loop=0,
-            )
+            file.write(np.asarray(frame), is_batch=False, **options)
     return gif.getvalue()
 
 
@@ -221,31 +202,29 @@ def main():
         "python3 make_ff_cifar_locally_connected_gif.py --epochs 8 --fps 4",
     )
     animation = parser.add_argument_group("animation")
-    speed, count = ff.number(float, 0.1, 50), ff.number(int, 1)
-    for flag, default, kind, help in (
-        ("--fps", 4, speed, "frames in a second, to the nearest that GIF can say"),
-        ("--snapshot-every", 1, count, "epochs between two frames"),
-    ):
-        help += f" (default: {default})"
-        animation.add_argument(flag, default=default, type=kind, metavar="N", help=help)
+    help = "frames in a second, to the nearest that GIF can say (default: %(default)s)"
+    speed = {"type": ff.number(float, 0.1, 50), "default": 4}
+    animation.add_argument("--fps", metavar="N", help=help, **speed)
+    help = "epochs between two frames (default: %(default)s)"
+    count = {"type": ff.number(int, 1), "default": 1}
+    animation.add_argument("--snapshot-every", metavar="N", help=help, **count)
     help = "the GIF to write, or to replace (default: %(default)s)"
-    file = {"type": ff.destination, "default": "ff_cifar_locally_connected.gif"}
+    file = {"type": ff.destination, "default": Path("ff_cifar_locally_connected.gif")}
     animation.add_argument("--out", metavar="FILE", help=help, **file)
     ff.add_training_flags(parser)
     parser.set_defaults(n_epochs=8, train_subset=4000, eval_subset=500)
     args = ff.parse(parser)
+    parser.parse_args([f"--out={args.out}"])  # whether the default can be written
     if args.bp_baseline:
         parser.error("--bp-baseline: the animation shows Forward-Forward alone")
     if args.out.suffix.lower() != ".gif":
         parser.error(f"--out {args.out}: the animation is a .gif")
-    data = ff.load_data(args)
+    data = _, _, test_x, test_y = ff.load_data(args)
     snapshots = make_snapshots(args, data)
-    _, _, test_x, test_y = data
     n_frames = len(snapshots["epoch"])
 
     def draw(i):
-        figure = draw_frame(args, snapshots, i, test_x[0], test_y[0])
-        canvas = FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(draw_frame(args, snapshots, i, test_x[0], test_y[0]))
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3]
 

@@ -60,6 +60,7 @@ LAYER_LOOKS = (
     {"color": "#e69f00", "marker": "^"},
     {"color": GREEN, "marker": "v"},
 )
+WRONG = {"linestyle": "--", "markerfacecolor": "white"}  # labels, over LAYER_LOOKS
 REFERENCE = {"color": "0.35", "linestyle": ":", "linewidth": 1.4}  # chance, theta
 DATA_NAMES = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC DATA, not CIFAR-10"}
 
@@ -102,7 +103,7 @@ def show_image(axes, image):
 
 
 def encoded_image(image, label):
-    """uint8 (H, W, 3) as FF sees it with `label`, moved back to [0, 1] to be shown.
+    """uint8 (H, W, 3) as FF sees it with `label`, but for --whiten, and in [0, 1].
 
     The block's -1 and 1 lie beyond what can be shown: they become black and white.
     """
@@ -131,8 +132,7 @@ def plot_goodness(axes, args, epochs, arrays):
     name = f"threshold θ = {args.threshold:g}"
     axes.axhline(args.threshold, **REFERENCE, label=name)
     for i, g in enumerate(wrong):
-        look = LAYER_LOOKS[i] | {"linestyle": "--", "markerfacecolor": "white"}
-        axes.plot(epochs, g, label=f"layer {i}, wrong label", **look)
+        axes.plot(epochs, g, label=f"layer {i}, wrong label", **LAYER_LOOKS[i] | WRONG)
     axes.set_ylabel("goodness, mean(h²)")
 
 
@@ -152,7 +152,7 @@ def plot_accuracies(axes, epochs, arrays):
 
 
 def finish_curves(axes, first, last, **legend):
-    """Whole epochs from first to last along x, about 12 markers, and a legend."""
+    """Whole epochs from first to last along x, at most 23 markers, and a legend."""
     axes.set(xlabel="epoch", xlim=(first - 0.5, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for line in axes.lines:
@@ -185,7 +185,8 @@ def example_images(args, images, labels):
 
 def example_label_encoded(args, image, label):
     """An image, uint8 (H, W, 3), raw, with its true label and with a wrong one."""
-    figure = new_figure("What the learners see", args.dataset, 10, 5.4)
+    title = "What the learners see" + ", unwhitened" * args.whiten
+    figure = new_figure(title, args.dataset, 10, 5.4)
     (raw_axes, *uppers), (words, *lowers) = figure.subplots(2, 3, height_ratios=(4, 1))
     raw_axes.set_title(f"raw, for BP: {args.classes[label]}", fontsize=11.5)
     show_image(raw_axes, image / 255)
@@ -244,7 +245,7 @@ def receptive_fields(args, learner):
     # The root mean square that a field begins with: He-normal weights, filtered.
     initial = np.sqrt(2 / 3 * np.sum(kernel**2) / fields[0, 0, 0].size)
     limit = max(6 * initial, 2 * np.sqrt(np.sum(fields**2) / W.size))
-    rows = min(4, layer.channels)  # the first ones, unchosen
+    rows = min(4, layer.channels)  # the first ones of the first column, unchosen
     title = f"Receptive fields of FF's layer 0, recipe {args.recipe}"
     figure = new_figure(title, args.dataset, 10, 1.6 + 1.8 * rows)
     grid = figure.subplots(rows, len(positions), squeeze=False)
@@ -343,10 +344,10 @@ def settle(learner, images, labels):
     n = 10  # as many as the paper runs, which predicts from WINDOW
     g = ff.in_batches(lambda x: learner.goodness_by_iteration(x, n), images)
     at = np.s_[:, :, labels, np.arange(len(labels))]  # of g (n, L, N_CLASSES, B)
-    others = learner.sign * g
-    alone = others.sum(axis=1).argmax(axis=1) == labels
-    others[at] = -np.inf
-    wrong = learner.sign * others.max(axis=2)
+    scores = learner.sign * g
+    alone = scores.sum(axis=1).argmax(axis=1) == labels
+    scores[at] = -np.inf  # leaves the wrong labels
+    wrong = learner.sign * scores.max(axis=2)
     return [x.mean(axis=-1) for x in (g[at], wrong, g.mean(axis=2), alone)]
 
 
@@ -357,15 +358,13 @@ def recurrent(args, learner, images, labels):
     figure = new_figure(title, args.dataset, 11, 8.2)
     extreme = "highest" if args.objective == "max" else "lowest"
     first, *_, last = ff.WINDOW
-    iterations = np.arange(1, len(alone) + 1)
-    layers = range(args.n_layers)
+    iterations, layers = np.arange(1, len(alone) + 1), range(args.n_layers)
     panels = figure.subplot_mosaic([[*layers], ["accuracy"] * len(layers)])
     for i in layers:
         axes, look = panels[i], LAYER_LOOKS[i]
         axes.plot(iterations, (true - average)[:, i], label="true label", **look)
-        look = look | {"linestyle": "--", "markerfacecolor": "white"}
         label = f"{extreme} wrong label"
-        axes.plot(iterations, (wrong - average)[:, i], label=label, **look)
+        axes.plot(iterations, (wrong - average)[:, i], label=label, **look | WRONG)
         axes.set_title(f"Layer {i}, average {average[0, i]:.2f} → {average[-1, i]:.2f}")
     panels[0].set_ylabel("goodness, mean(h²),\nabove average")
 
@@ -435,8 +434,7 @@ def read_runs(paths):
         row = rows.setdefault(re.sub(r"-\d+$", "", path.stem), {})
         for name, accuracy in tested.items():
             row.setdefault(name, []).append(100 * accuracy)
-    names = sorted(rows, key=[*ROWS, *rows].index)
-    return dataset, {name: rows[name] for name in names}
+    return dataset, {name: rows[name] for name in ROWS | rows if name in rows}
 
 
 def closing_the_gap(dataset, rows):
