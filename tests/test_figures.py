@@ -442,10 +442,8 @@ def test_what_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
     (folder := tmp_path / "drive").mkdir()
     monkeypatch.setattr(ff, "make_synthetic", lambda: folder.rmdir() or DATA)
     (blocked := tmp_path / "viz" / "closing_the_gap.png").mkdir(parents=True)
-    (default := tmp_path / "here" / "ff_cifar_locally_connected.gif").mkdir(
-        parents=True
-    )
-    monkeypatch.chdir(default.parent)  # where another --out is none of its business
+    (here := tmp_path / "here" / "ff_cifar_locally_connected.gif").mkdir(parents=True)
+    monkeypatch.chdir(here.parent)  # whose GIF cannot be written, and need not be
     path, gif = save_run("a-0.npz", ff_full_test_acc=0.2), folder / "a.gif"
     for script, file, *flags in (
         (VIZ, blocked, "--runs", path, "--outdir", blocked.parent),

@@ -230,7 +230,7 @@ def test_data_of_other_shapes_are_refused_in_one_line():
     args = ff.training_arguments(**TINY_NET)
     (learner,), x, y = ff.make_learners(args), ARRAYS[0][:20], np.arange(20) % 10
     shapes = (x, y[:, None]), (x[:, :28, :28], y), (x[..., 0], y), (x, y[:-1])
-    for wrong in (*shapes, (x, y + 1), (x, y - 1), (x, y / 1.0)):
+    for wrong in (*shapes, (x, y + 1), (x, y - 1), (x, y / 2), (x, y / 1.0)):
         for data in (*wrong, x, y), (x, y, *wrong):
             with pytest.raises(ff.RunError) as error:
                 ff.train(learner, data, args)
