@@ -183,7 +183,7 @@ def test_every_function_that_it_names_exists():
     pattern = rf"\b({'|'.join(owners)})\.([A-Za-z_]\w*)"
     for owner, name in re.findall(pattern, "\n".join(CODE + PYTHON)):
         assert any(hasattr(it, name) for it in owners[owner]), f"{owner}.{name}"
-    table = README.split("| where to change what |")[1].split("\n\n")[0]
+    table = README.split("| to change | look at |")[1].split("\n\n")[0]
     for name in re.findall(r"`([a-z]\w*)`", table):
         assert hasattr(ff, name), name
 
