@@ -33,8 +33,6 @@ import math
 import os
 import platform
 import re
-import secrets
-import shutil
 import stat
 import sys
 import tarfile
@@ -78,9 +76,6 @@ CIFAR_MEAN = np.float32([0.4914, 0.4822, 0.4465])  # per channel, of the trainin
 LABEL_ROWS, LABEL_LEN = 3, N_CLASSES  # the label block, in the top left corner
 LABEL_ON, LABEL_OFF = 1.0, -1.0
 ALL_LABELS = np.arange(N_CLASSES)[:, None]  # (10, 1): a pass for each, of all images
-
-# --whiten: side of the patches, the least variance, and the images that it looks at
-WHITENING_FIELD, WHITENING_EPSILON, WHITENING_IMAGES = 5, 0.01, 2000
 
 # Hinton's recurrent network (sections 3.4 and 4): maps as large as the image
 RECURRENT_FIELD = 11
@@ -362,7 +357,7 @@ class ForwardForward(Learner):
                 h = layer.activity([x], passes, rows)
                 slope = activation_slope(h)
                 same = h.shape[3] < len(dg)  # in all passes: their derivatives add up
-                du = goodness_gradient(h, dg.sum(axis=0) if same else dg)
+                du = goodness_gradient(h, dg.sum(axis=0, keepdims=True) if same else dg)
                 du *= slope
                 # The layer learns from du and from x, which is a constant here: no
                 # gradient crosses to the layer below.
@@ -442,7 +437,7 @@ class Recurrent(ForwardForward):
             state.append((y, n))
         return state, image._replace(multiplied=True)
 
-    def move(self, layer, inputs, labels, y, n, damping=DAMPING, d=None):
+    def move(self, layer, inputs, labels, y, n, damping, d=None):
         """y = damping y + (1 - damping) relu(...): the layer's goodness (P, B).
 
         n: maps (H, W, C, P, B) to write y / rms(y) into, or None
@@ -489,7 +484,7 @@ class Recurrent(ForwardForward):
                 # Synchronous: nobody reads the new maps before the next iteration.
                 new = maps[(t + 1) % slots] if t + 1 < n else None
                 d = reuse(layer.buffers, "d", n, *y.shape)[t] if learns else None
-                g.append(self.move(layer, inputs, labels, y, new, d=d))
+                g.append(self.move(layer, inputs, labels, y, new, DAMPING, d))
             yield np.stack(g)
 
     def classify(self, state):
@@ -609,6 +604,9 @@ class Backprop(Learner):
 
 # ----------------------------------------------------- whitening, augmentation
 
+# --whiten: side of the patches, the least variance, and the images that it looks at
+WHITENING_FIELD, WHITENING_EPSILON, WHITENING_IMAGES = 5, 0.01, 2000
+
 
 def whitening_filter(images):
     """A filter (F, F, 3, 3) by row, column, colour in and out, that decorrelates
@@ -698,9 +696,9 @@ def make_layers(rng, args, label_input=None):
     return layers
 
 
-def in_batches(work, images, size=64):
-    """work(images) (..., B) for any number of images, as many at once as fit caches."""
-    parts = [work(images[i : i + size]) for i in range(0, len(images), size)]
+def in_batches(work, images):
+    """work(images) (..., B) for any number of images, 64 at once: what fits caches."""
+    parts = [work(images[i : i + 64]) for i in range(0, len(images), 64)]
     return np.concatenate(parts, axis=-1)
 
 
@@ -741,8 +739,8 @@ def train(learner, data, args, after_epoch=None):
         learner.whitening = whitening_filter(train_x)
     n, history, random = args.eval_subset, learner.history, learner.generators
     steps = math.ceil(len(train_x) / args.batch_size)
-    totals = {"constant": None, "linear": steps * args.n_epochs}
-    learner.adam.total_steps = totals[args.lr_schedule]
+    linear = args.lr_schedule == "linear"
+    learner.adam.total_steps = steps * args.n_epochs if linear else None
     first, began = len(history), time.perf_counter()
     for epoch in range(first + 1, args.n_epochs + 1):
         start, row = time.perf_counter(), {}
@@ -837,7 +835,7 @@ class Maps(NamedTuple):
 
 
 class Connection:
-    """W x: the weights between two maps, its own at every position; stride 1.
+    """W x: the weights between two maps, others at every position; stride 1.
 
     in_side, in_depth: an input is (in_side, in_side, in_depth)
     field, channels: side R of the receptive fields, and units that see each
@@ -855,18 +853,18 @@ class Connection:
         self.buffers = {}
         T, t, K = self.tiles, self.tile, self.window**2 * in_depth
         weights = np.zeros((T, T, K, t * t * channels), np.float32)
-        learned = np.zeros(weights.shape, bool)
         # By position and place in its field: whether that is in the image.
         inner = sliding_window_view(np.pad(np.ones(in_side, bool), padding), field)
         inner = inner.reshape(T, t, field)
         inner = inner[:, :, None, None, :, None] & inner[:, :, None]
-        self.fields(learned)[:] = inner[..., None, None]
         W = self.fields(weights)  # He-normal
         drawn = rng.standard_normal((t, t, T, T, *W.shape[4:]), np.float32)
         W[:] = drawn.transpose(2, 0, 3, 1, 4, 5, 6, 7) * inner[..., None, None]
         fan_in = inner.sum(axis=(4, 5), keepdims=True) * in_depth
         W *= np.sqrt(2 / fan_in)[..., None, None]
-        self.W = Parameter(weights, decays=True, learned=learned)
+        self.W = Parameter(weights, decays=True)
+        self.W.v[:] = np.inf  # so Adam makes no step, but where a field sees the image
+        self.fields(self.W.v)[inner] = 0
 
     def fields(self, W):
         """View of weights in tiles (T, T, K, N) as those of each position's field: (T, t,
@@ -958,7 +956,7 @@ def inside(maps, padding):
 
 def flat(x):
     """View (t, T, N, ..., B) as (t, T, N, ...*B)."""
-    return x.reshape(*x.shape[:3], math.prod(x.shape[3:]))
+    return x.reshape(*x.shape[:3], -1)
 
 
 class Layer:
@@ -1003,10 +1001,6 @@ class Layer:
             V = self.V.value.reshape(T, T, t, t, C, N_CLASSES).swapaxes(1, 2)
             views["V"] = np.moveaxis(V, -1, 0), (N_CLASSES, H, H, C)
         return views
-
-    def get_weights(self):
-        """Copies of the weights, in the shapes of views()."""
-        return {n: v.copy().reshape(shape) for n, (v, shape) in self.views().items()}
 
     def tiled(self, maps):
         """View of maps (T1*tile, T2*tile, C, ...) as (T1, T2, tile, tile, C, ...)."""
@@ -1129,7 +1123,7 @@ class Layer:
 
 
 def bias_gradient(du, labels):
-    """du (t, T, N, P, B), summed for each label: (t, T, N, N_CLASSES); without, or 1."""
+    """du (t, T, N, P, B) summed by label: (t, T, N, N_CLASSES), or 1 without labels."""
     t, T, N, P, B = du.shape
     if labels is None:
         return flat(du) @ np.ones((P * B, 1), np.float32)
@@ -1148,14 +1142,11 @@ class Parameter:
 
     decays: whether weight decay takes from it
     rate: its learning rate, in units of Adam's; 0 freezes it
-    learned: where it is learned, bool; elsewhere v is infinite, and Adam makes no step
     """
 
-    def __init__(self, value, decays=False, learned=None, rate=1.0):
+    def __init__(self, value, decays=False, rate=1.0):
         self.value, self.decays, self.rate = value, decays, np.float32(rate)
         self.m, self.v = np.zeros((2, *value.shape), np.float32)
-        if learned is not None:
-            self.v[~learned] = np.inf
 
 
 class Adam:
@@ -1332,9 +1323,10 @@ def load_cifar10(cache_dir=None):
                 continue
             problems.append(f"{source}: {error or type(error).__name__}")
             say(f"gave up on {problems[-1]}")
-            # Whoever has a file there means the real data, or a disk that cannot be used.
+            # Whoever has a file there means the real data, or a disk that cannot be used
+            # (whose errors have numbers; Pillow's have none).
             disk = OSError, PermissionError, FileExistsError, NotADirectoryError
-            if is_file or type(error) in disk:
+            if is_file or (type(error) in disk and error.errno):
                 no_data = RunError
             continue
         if source != cached:
@@ -1387,8 +1379,8 @@ def read_kaggle(file):
 
 def empty_arrays():
     """Images and labels to be filled, of training and then of test; and the four parts."""
-    images = np.zeros((N_TRAIN + N_TEST, *IMAGE_SHAPE), np.uint8)
-    x, y = images, np.zeros(len(images), np.uint8)
+    x = np.zeros((N_TRAIN + N_TEST, *IMAGE_SHAPE), np.uint8)
+    y = np.zeros(len(x), np.uint8)
     return x, y, (x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:])
 
 
@@ -1415,7 +1407,7 @@ def copy_response(response, file):
     while data := response.read1(1 << 16):
         file.write(data)
         done += len(data)
-        seconds = max(time.monotonic() - start, 1e-3)
+        seconds = time.monotonic() - start
         if seconds > FLOOR_SECONDS and done < FLOOR_SPEED * seconds:
             raise ValueError(f"slower than {FLOOR_SPEED / 1e3:g} kB/s")
         show_progress(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB in {seconds:.0f} s")
@@ -1451,12 +1443,12 @@ def write_whole(path, write, keep=False, is_result=True):
     is_result: the exit code of the command is 1 then
     """
     target = Path(os.path.realpath(path))  # where a symbolic link leads
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             write(file)
         with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(target, temporary)
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
         return True
     except BaseException as error:
@@ -1466,7 +1458,7 @@ def write_whole(path, write, keep=False, is_result=True):
             raise
         say(f"cannot write {path}: {error.strerror or error}")
     UNWRITTEN.extend([path] * is_result)
-    kept = Path(gettempdir(), secrets.token_hex(8) + target.suffix)
+    kept = Path(gettempdir(), os.urandom(8).hex() + target.suffix)
     if keep and write_whole(kept, write):
         say(f"what was to be there is in {kept}")
     return False
@@ -1532,7 +1524,7 @@ def model_arrays(args, learners, full_test):
         for name in learner.history[0]:
             values = np.array([row[name] for row in learner.history], float)
             arrays[f"{learner.name.lower()}_{name}"] = np.ascontiguousarray(values.T)
-    return arrays | {name: np.float64(value) for name, value in full_test.items()}
+    return arrays | full_test
 
 
 def load_model(path):
@@ -1544,7 +1536,8 @@ def load_model(path):
         learners = make_learners(args)
         for learner in learners:
             learner.set_weights(arrays)
-        if args.whiten and np.shape(arrays.get("whitening"))[2:] != (DEPTH, DEPTH):
+        shape = WHITENING_FIELD, WHITENING_FIELD, DEPTH, DEPTH
+        if args.whiten and np.shape(arrays.get("whitening")) != shape:
             raise ValueError("it has no whitening filter")
     return {learner.name: learner for learner in learners}, args, arrays
 
@@ -1576,7 +1569,7 @@ def tell(line=""):
 
 def say(line):
     show_progress("")
-    print(" ".join(str(line).split()), file=sys.stderr)
+    print(" ".join(line.split()), file=sys.stderr)
 
 
 def show_progress(text):

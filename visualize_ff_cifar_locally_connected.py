@@ -231,7 +231,7 @@ def receptive_fields(args, learner):
     they began with, unless most have grown far beyond them; strong ones are clipped.
     """
     layer, corner = learner.layers[0], args.label_input == "corner"
-    R, W, last = layer.field, layer.get_weights()["W"], layer.side - 1
+    R, W, last = layer.field, learner.weights()["ff_layer0_W"], layer.side - 1
     positions = np.rint(np.multiply(SHARES, last)).astype(int)
     note, kernel = f"Rows and columns 0 to {last}.", np.eye(ff.DEPTH)[None, None]
     if corner:  # the block is written into the whitened image: no weights of pixels

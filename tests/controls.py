@@ -62,22 +62,22 @@ class SeeingUnits(ff.ForwardForward):
     def __init__(self, args):
         super().__init__(args)
         layer = self.layers[0]
-        weights = np.zeros((*layer.shape, 1, 1), np.float32)
-        block = weights[: ff.LABEL_ROWS, : ff.LABEL_LEN]
+        shares = np.zeros((*layer.shape, 1, 1), np.float32)
+        block = shares[: ff.LABEL_ROWS, : ff.LABEL_LEN]
         block[:] = layer.n_units / block.size  # in what mean(h^2) becomes
-        self.weights = layer.piece(weights, slice(layer.own_rows))
+        self.shares = layer.piece(shares, slice(layer.own_rows))
 
     def train_step(self, images, labels):
         usual = ff.goodness, ff.goodness_gradient
 
-        def weights(h):
+        def shares(h):
             """Of a piece (t, T, N, P, B): layer 0's first alone has two passes."""
             if h.shape[1] == self.layers[0].tiles:
-                return self.weights if h.shape[3] > 1 else np.float32(0)
+                return self.shares if h.shape[3] > 1 else np.float32(0)
             return np.float32(1)
 
-        ff.goodness = lambda h: usual[0](h * np.sqrt(weights(h)))
-        ff.goodness_gradient = lambda h, dg: weights(h) * usual[1](h.copy(), dg)
+        ff.goodness = lambda h: usual[0](h * np.sqrt(shares(h)))
+        ff.goodness_gradient = lambda h, dg: shares(h) * usual[1](h.copy(), dg)
         try:
             return super().train_step(images, labels)
         finally:

@@ -127,7 +127,7 @@ def cross_entropy(scores, temperature, weights, images, labels):
 def make_learners(learners, args):
     """The same as ff.make_learners(args) has made, from their weights: FF and BP."""
     stack, bp_stack = (
-        [list(layer.get_weights().values()) for layer in learner.layers]
+        [[v.reshape(s) for v, s in layer.views().values()] for layer in learner.layers]
         for learner in learners
     )
     bp_stack.append([one.value for one in learners[1].readout.values()])

@@ -425,7 +425,7 @@ class Recurrent(ForwardForward):
 
 def weight_maps(layer):
     """The weights of one of the module's layers, by name: maps (side, side, ...)."""
-    maps = layer.get_weights()
+    maps = {n: v.copy().reshape(shape) for n, (v, shape) in layer.views().items()}
     if layer.V:
         maps["V"] = np.moveaxis(maps["V"], 0, 2)
     return maps

@@ -69,12 +69,12 @@ def test_the_units_that_see_the_label_are_those_of_30_positions():
     share = energy[:3].sum() / energy.sum()
     assert controls.label_share(learner, IMAGES, LABELS) == pytest.approx(share, 1e-5)
 
-    W, losses = learner.layers[0].get_weights()["W"], []
+    W, losses = learner.weights()["ff_layer0_W"], []
     for step in range(3):
         found = learner.train_step(IMAGES, LABELS)
         losses.append(found["loss_per_layer"][0])
         if step == 0:
             assert found["g_pos"][0] == pytest.approx(energy[:3].mean(), 1e-5)
-    changed = (W != learner.layers[0].get_weights()["W"]).any(axis=(2, 3))
+    changed = (W != learner.weights()["ff_layer0_W"]).any(axis=(2, 3))
     assert changed[:3].all() and not changed[3:].any()
     assert losses == sorted(losses)[::-1]

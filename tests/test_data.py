@@ -288,10 +288,19 @@ def test_where_no_source_has_the_data_both_are_named_and_nothing_is_cached(
     serve, cache
 ):
     others = small.make_arrays(seed=1)
-    server = serve(kaggle=[sends(small.zip_of(small.kaggle_members(others)))])
     cache.mkdir()
-    words = "503", *map(small.digest, (ARRAYS, others))
-    assert_gives_up(cache, NoFile, *map(server.url, ("/toronto", "/kaggle")), *words)
+    for archive, *words in (
+        (
+            small.zip_of(small.kaggle_members(others)),
+            *map(small.digest, (ARRAYS, others)),
+        ),
+        (DAMAGED["an image is cut"][1], "truncated"),
+    ):
+        server = serve(kaggle=[sends(archive)])
+        named = map(server.url, ("/toronto", "/kaggle"))
+        assert_gives_up(cache, NoFile, *named, "503", *words)
+        for name in names(cache):
+            os.remove(cache / name)
 
 
 def test_no_route_to_any_source_is_told_with_what_is_in_the_cache_folder(cache):

@@ -18,8 +18,13 @@ def change(monkeypatch, what):
         put(ff, "activation_slope", lambda h: 1 - h**2)
         put(plain, "activation", np.tanh)
     if what == "mean(h^4)":
+
+        def gradient(h, dg):
+            assert np.shape(dg) in ((), h.shape[3:])
+            return 4 * h**3 * np.float32(dg)
+
         put(ff, "goodness", lambda h: (h**4).sum(axis=(0, 1, 2)))
-        put(ff, "goodness_gradient", lambda h, dg: 4 * h**3 * np.float32(dg))
+        put(ff, "goodness_gradient", gradient)
         put(plain, "goodness", lambda h: (h**4).mean(axis=(0, 2)))
 
 
@@ -147,7 +152,7 @@ def test_he_normal_weights_zero_biases_and_parameter_counts():
     sides, counts = (22, 18, 14), (1_409_408, 520_992, 14 * 14 * 8 * (5 * 5 * 8 + 1))
     for layer, side, count in zip(learner.layers, sides, counts, strict=True):
         assert layer.shape == (side, side, 8)
-        W, b = layer.get_weights().values()
+        W, b = plain.weight_maps(layer).values()
         assert W.size + b.size == count
         assert sum(np.isfinite(one.v).sum() for one in layer.parameters()) == count
         np.testing.assert_allclose(W.std(), np.sqrt(2 / W.shape[2]), rtol=0.01)
@@ -404,7 +409,7 @@ def test_no_gradient_crosses_a_layer(flags):
         learner, rng = make_ff(n_layers=n_layers, **flags), np.random.default_rng(9)
         for _ in range(3):
             learner.train_step(*random_batch(rng, 8))
-        stacks.append([layer.get_weights() for layer in learner.layers])
+        stacks.append(weights_of(learner))
     np.testing.assert_equal(stacks[0], stacks[2][:1])
     np.testing.assert_equal(stacks[1], stacks[2][:2])
 
@@ -439,7 +444,7 @@ def test_what_takes_a_place_of_change_has_its_effect_in_a_step(
     def layer_1_after_a_step():
         learner = make_ff(recipe, negatives="uniform")
         learner.train_step(*random_batch(np.random.default_rng(11), 4))
-        return learner.layers[1].get_weights()["W"]
+        return learner.weights()["ff_layer1_W"]
 
     usual = layer_1_after_a_step()
     where = ff.ForwardForward if hasattr(ff.ForwardForward, place) else ff

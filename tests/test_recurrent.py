@@ -28,7 +28,7 @@ def test_maps_are_as_large_as_the_image_and_parameters_count_what_fields_see():
     for layer, top in zip(learner.layers, (False, False, True), strict=True):
         count = sum(np.isfinite(one.v).sum() for one in layer.parameters())
         assert count == (between + 11 * units if top else 2 * between + units)
-        weights = layer.get_weights()
+        weights = plain.weight_maps(layer)
         for name in "W" if top else "WT":
             assert weights[name].shape == (32, 32, 363, 3)
             assert np.count_nonzero(weights[name]) == between

@@ -488,7 +488,7 @@ def test_files_that_are_damaged_or_of_another_kind_are_refused(
             *({"config": text} for text in (*configs, "{", "{}", payload)),
             *({"bp_b_out": other} for other in (None, np.zeros(1), payload)),
             *({"ff_layer0_b": np.zeros((2, 2, 2))}, {"whitening": None}),
-            {"whitening": np.zeros((5, 5, 3), np.float32)},
+            {"whitening": np.zeros((5, 4, 3, 3), np.float32)},
         ),
         "checkpoint": (
             *({"state": text} for text in ("{", "{}", payload)),
