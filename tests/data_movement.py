@@ -17,9 +17,9 @@ and FF's headline in another order too; with --steps, it is the price of as many
 as FF and BP need to be equally good. Some of it:
 
     price for an image, 10^9          batch       FF       BP          FF/BP
-    headline                             64    6.046    5.957    0.983-1.015
-    one layer, ten labels                64    5.044    3.660    1.378-1.458
-    recurrent network                    64   44.633    8.089    5.185-5.518
+    headline                             64    6.046    5.957    0.981-1.015
+    one layer, ten labels                64    5.044    3.660    1.378-1.459
+    recurrent network                    64   44.633    8.089    5.186-5.518
 """
 
 import itertools
