@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
 # isort: split
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -167,10 +166,8 @@ def main():
             parser.error(f"{name!r} is none of {', '.join(CONTROLS)}")
     data = ff.load_data(ff.training_arguments(dataset="cifar10"))
     if args.plot:
-        with matplotlib.style.context(["default", viz.STYLE]):
-            draw = partial(plot(data, args.seeds).savefig, format="png")
-            if ff.write_whole(args.plot, draw):
-                ff.tell(f"wrote {args.plot}")
+        figures = {args.plot.stem: partial(plot, data, args.seeds)}
+        viz.write_figures(figures, args.plot.parent)
         return
     if args.held_out:
         x, y = data[:2]

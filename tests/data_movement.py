@@ -40,7 +40,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import ff_cifar_locally_connected as ff  # before numpy: it sets the threads of BLAS
 
 # isort: split
-import matplotlib.style
 import numpy as np
 import plain
 from matplotlib.figure import Figure
@@ -633,10 +632,8 @@ def main():
     table = make_table()
     print_table(table)
     if args.plot:
-        with matplotlib.style.context(["default", viz.STYLE]):
-            draw = partial(plot_table(table).savefig, format="png")
-            if ff.write_whole(args.plot, draw):
-                ff.tell(f"wrote {args.plot}")
+        figures = {args.plot.stem: partial(plot_table, table)}
+        viz.write_figures(figures, args.plot.parent)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ sets these constants of the main script, and then runs SCRIPT as its command lin
 """
 
 import contextlib
-import gzip
 import hashlib
 import importlib
 import io
@@ -26,7 +25,6 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ff_cifar_locally_connected as ff
 
-NAMES = "train_x", "train_y", "test_x", "test_y"
 CLOSED = "http://127.0.0.1:9/"  # the discard port: nobody listens, no route
 
 
@@ -61,7 +59,7 @@ def constants(arrays, **others):
 def npz(arrays, **changes):
     """The bytes of a cifar10.npz with these arrays."""
     file = io.BytesIO()
-    np.savez(file, **(dict(zip(NAMES, arrays)) | changes))
+    np.savez(file, **(dict(zip(ff.NAMES, arrays)) | changes))
     return file.getvalue()
 
 
@@ -83,11 +81,11 @@ def toronto_members(arrays):
 
 def tar_gz(members):
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:
         for info, data in members:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    return gzip.compress(file.getvalue(), 1)
+    return file.getvalue()
 
 
 def png(image):
@@ -106,9 +104,9 @@ def kaggle_members(arrays):
     return members
 
 
-def zip_of(members, compression=zipfile.ZIP_STORED):
+def zip_of(members):
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, data in members:
             archive.writestr(name, data)
     return file.getvalue()

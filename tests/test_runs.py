@@ -1,6 +1,5 @@
 """The command line, checkpoints and model.npz: what a run promises, end to end."""
 
-import collections
 import itertools
 import json
 import multiprocessing
@@ -11,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tracemalloc
 import warnings
@@ -468,7 +466,7 @@ def files(tmp_path):
         return learners[0].weights() | learners[1].weights()
 
     def load_data(path):
-        return dict(zip(small.NAMES, ff.load_cifar10(path.parent)))
+        return dict(zip(ff.NAMES, ff.load_cifar10(path.parent)))
 
     return {
         "model": (small.npz([], **arrays), lambda path: ff.load_model(path)[2]),
@@ -544,7 +542,7 @@ def test_2000_corrupted_files_are_refused_or_what_they_were(files, tmp_path):
         return {name: array.tobytes() for name, array in arrays.items()}
 
     warnings.simplefilter("ignore")  # of odd headers
-    path, outcomes = tmp_path / "cifar10.npz", collections.Counter()
+    path, refused = tmp_path / "cifar10.npz", 0
     for kind, (good, load) in files.items():
         path.write_bytes(good)
         truth = bits(load(path))
@@ -552,11 +550,9 @@ def test_2000_corrupted_files_are_refused_or_what_they_were(files, tmp_path):
             path.write_bytes(damage(random.Random(seed), good))
             try:
                 assert bits(load(path)) == truth, (kind, seed)
-                outcomes["sound"] += 1
             except ff.RunError:
-                outcomes["refused"] += 1
-    assert outcomes["refused"] > 1000
-    assert outcomes["sound"] > 20
+                refused += 1
+    assert 1000 < refused < 3 * 667 - 20
 
 
 # -------------------------------------------------------- whole files or none
@@ -610,24 +606,6 @@ def test_a_full_disk_is_a_line_for_each_file_and_costs_nothing_else(tmp_path):
     assert model.read_bytes() == b"as it was"
 
 
-@pytest.mark.parametrize("place", ["gone/model.npz", "folder.npz"])
-def test_a_result_whose_place_is_lost_is_kept_and_a_line_says_where(
-    tmp_path, monkeypatch, capsys, place
-):
-    path, elsewhere = tmp_path / place, tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (tmp_path / "folder.npz").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    assert not ff.write_whole(path, lambda file: file.write(b"new"), keep=True)
-    (kept,) = elsewhere.iterdir()
-    assert (kept.read_bytes(), kept.suffix) == (b"new", ".npz")
-    cannot, where = capsys.readouterr().err.splitlines()
-    assert cannot.startswith(f"cannot write {path}: ")
-    assert where == f"what was to be there is in {kept}"
-    assert [*tmp_path.rglob("*.tmp")] == []
-    assert ff.UNWRITTEN[-1] == path
-
-
 # --------------------------------------------------- numbers that are not finite
 
 
@@ -653,12 +631,3 @@ def test_numbers_that_are_not_finite_are_one_line_and_never_a_result(
     assert not re.search(r"chance|\bnan\b|\binf\b", out)
     assert_one_line(err, words, "not finite", "learning rate is 1e+12", "try a smaller")
     assert not path.exists()
-
-
-def test_every_file_asks_for_the_same_versions_of_packages():
-    root = Path(ff.__file__).parent
-    files = [*root.glob("*.py"), *root.glob("tests/*.py"), root / ".ci" / "run"]
-    text = "".join(file.read_text("utf-8") for file in files)
-    bounds = set(re.findall(r'"([a-z]+)>=([\d.]+)"', text))
-    names = ["imageio", "matplotlib", "numpy", "pillow", "pytest"]
-    assert sorted(name for name, _ in bounds) == names
