@@ -1643,7 +1643,7 @@ RECIPES = {
     "headline": "",
     "one-layer": ALL_AT_ONCE + "--n-epochs 20 --n-layers 1 --augment 2",
     "best": ALL_AT_ONCE + "--n-epochs 90 --fields 5,9 --augment 4 --whiten "
-    "--layer-rates 1,0.2",
+    "--layer-rates 1,0.2 --columns 2",
     "recurrent": "--channels 3 --lr 0.003 --lr-schedule linear --label-input everywhere "
     "--negatives sampled --loss softmax --temperature 0.1",
 }

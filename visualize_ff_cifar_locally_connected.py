@@ -408,8 +408,9 @@ ROWS = {  # how the figure calls the README's runs, in their order
     "whitened": "one layer, whitened, 6 epochs",
     "second-layer": "two layers, 6 epochs",
     "third-layer": "three layers, 6 epochs",
-    "best": "best: two layers, 90 epochs",
-    "columns": "best, four columns, 50 epochs",
+    "one-column": "two layers, 90 epochs",
+    "four-columns": "four columns of two layers, 50 epochs",
+    "best": "best: two columns of two layers, 90 epochs",
 }
 
 

@@ -381,7 +381,7 @@ def test_runs_are_compared_by_the_mean_of_their_seeds(tmp_path, dataset):
     name = SYNTHETIC if dataset == "synthetic" else "CIFAR-10"
     assert figure.get_suptitle().endswith(f": all test images · {name}")
     axes, table = figure.axes
-    assert words(axes.get_yticklabels()) == ["best: two layers, 90 epochs", "a$b$"]
+    assert words(axes.get_yticklabels()) == [viz.ROWS["best"], "a$b$"]
     assert axes.yaxis_inverted()  # from top to bottom
     means = {text.get_position(): text.get_text() for text in table.texts}
     assert means == {(0, 0): "40.0", (0, 1): "25.0", (1, 0): "45.0", (2, 1): "30.0"}

@@ -327,7 +327,7 @@ def test_a_step_of_backprop_agrees_with_the_plain_model(flags, B):
     ],
 )
 def test_training_and_predictions_agree_with_the_plain_model(recipe, flags):
-    flags = {"lr": 1e-3, "lr_schedule": "constant", **flags}
+    flags = {"lr": 1e-3, "lr_schedule": "constant", "columns": 1, **flags}
     (learner, bp), rng = make_learners(recipe, **flags), np.random.default_rng(7)
     if recipe == "best":
         learner.whitening = rng.standard_normal((5, 5, 3, 3), np.float32) / 8
@@ -407,7 +407,8 @@ def test_a_layer_rate_of_zero_freezes_the_layer_while_the_others_learn(recipe, f
     for _ in range(2):
         learner.train_step(*random_batch(rng, 4))
     for name, w in learner.weights().items():
-        assert np.array_equal(w, before[name]) == (f"layer{frozen}" in name), name
+        is_frozen = any(f"layer{i}" in name for i in (frozen, frozen + 2))  # columns
+        assert np.array_equal(w, before[name]) == is_frozen, name
 
 
 PLACES = {
@@ -461,8 +462,8 @@ def test_bp_gradients_agree_with_central_differences(what, n_layers, monkeypatch
 
 def alone(learner, column, recipe, **flags):
     """A learner of one column, with the weights of this one of another learner's two."""
-    one, of = make_learners(recipe, **flags)[learner.name == "BP"], learner.weights()
-    L, weights, first = len(one.layers), one.weights(), column == 0
+    one = make_learners(recipe, columns=1, **flags)[learner.name == "BP"]
+    L, weights, of, first = one.n_layers, one.weights(), learner.weights(), column == 0
     for name in weights:
         at = re.sub(r"\d", lambda i: str(int(i[0]) + L * column), name)
         weights[name] = np.split(of[at], 2)[column] if "W_out" in name else of[at]

@@ -116,7 +116,7 @@ DEFAULTS = {
     "make_ff_cifar_locally_connected_gif": "--n-epochs 8 --fps 4 --train-subset 4000 --eval-subset 500 "
     "--snapshot-every 1 --out ff_cifar_locally_connected.gif",
     f"{MAIN} --recipe best": "--n-epochs 90 --lr 0.02 --train-subset 50000 "
-    "--loss softmax --temperature 0.05 --augment 4 --whiten True --fields 5,9",
+    "--loss softmax --temperature 0.05 --augment 4 --whiten True --fields 5,9 --columns 2",
 }
 
 
@@ -245,9 +245,12 @@ OF_IT = "ff_layer0_T ff_layer1_V ff_W_class ff_b_class ff_full_test_one_pass_acc
 OF_IT += "ff_one_pass_test_acc ff_one_pass_train_acc"
 FULL_TEST = "ff_full_test_acc bp_full_test_acc"
 BEST = ff.RECIPES["best"].replace("50000", "200")
+OF_COLUMNS = "ff_layer0_V ff_layer1_V ff_layer2_V ff_layer3_V "
+OF_COLUMNS += "ff_layer2_W ff_layer2_b ff_layer3_W ff_layer3_b "
+OF_COLUMNS += "bp_layer2_W bp_layer2_b bp_layer3_W bp_layer3_b"
 RUNS = {  # flags; and what model.npz holds, beside what it always does
     "headline": ("--full-test", FULL_TEST),
-    "like best": (BEST, "ff_layer0_V ff_layer1_V whitening"),
+    "like best": (BEST, f"{OF_COLUMNS} whitening"),
     "recurrent": (f"{RECURRENT} --full-test", f"{FULL_TEST} {OF_IT}"),
 }
 
